@@ -1,0 +1,92 @@
+"""Models as operators describe them (`CatalogEntry`) and as callers see them (`ModelCard`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from service.contract.generation import Task
+
+DType = Literal["float32", "float16", "bfloat16"]
+Family = Literal["sd1", "sd2", "sdxl"]
+
+ModelId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+PoolName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SamplingDefaults(_Frozen):
+    """What a request gets that does not say otherwise; None = derived from the model's own configs."""
+
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+    strength: float | None = None
+
+
+class Limits(_Frozen):
+    """What one request may ask for."""
+
+    #: Sides in px, inclusive.
+    min_side_px: int = 64
+    max_side_px: int = 1536
+    #: width × height, px².
+    max_pixels: int = 1536 * 1536
+    max_steps: int = 150
+    max_images: int = 4
+
+
+class CatalogEntry(_Frozen):
+    """One model of `models.yaml`."""
+
+    id: ModelId
+    #: A folder in diffusers layout, or a hub id (`owner/name`).
+    source: str
+    #: A revision of the hub repository; pin it in production.
+    revision: str | None = None
+    #: File variant, e.g. `fp16`.
+    variant: str | None = None
+    #: One sentence for `GET /v1/models`.
+    description: str = ""
+    pool: PoolName = "default"
+    #: `auto` = bfloat16 on GPUs that have it, else float16 on GPUs, float32 on CPUs.
+    dtype: DType | Literal["auto"] = "auto"
+    #: `auto` = cuda, then mps, then cpu.
+    device: str = "auto"
+    #: Exactly one model is the default of requests that name none.
+    default: bool = False
+    defaults: SamplingDefaults = SamplingDefaults()
+    limits: Limits = Limits()
+
+
+class ModelCard(_Frozen):
+    """A loadable model with everything a gateway must know to validate a request."""
+
+    id: ModelId
+    description: str = ""
+    family: Family
+    pool: PoolName
+    default: bool = False
+    tasks: tuple[Task, ...]
+    #: Sides must be multiples of this.
+    size_step_px: int
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    #: The folder's own sampler by its name in `SCHEDULERS`; asked for, it runs with the folder's config unchanged.
+    scheduler: str
+    schedulers: tuple[str, ...]
+    strength: float = 0.8
+    limits: Limits
+    #: Most tokens of a prompt, start and end marks not counted.
+    max_prompt_tokens: int = Field(default=75)
+    safety_checker: bool = False
+    dtype: DType
+    sha256: str

@@ -1,0 +1,141 @@
+"""What the agent and its engine child say to each other.
+
+    agent → child    LoadModel · Generate · Cancel · Shutdown
+    child → agent    Hello · ModelLoaded · ModelFailed · PhaseStarted · StepDone · ImageDrawn · Finished · Refused
+
+One `Generate` is answered by any number of `PhaseStarted`, `StepDone` and `ImageDrawn`, then by exactly one of
+`Finished` and `Refused`, unless the child dies. Pixels travel as raw buffers beside the message (see `framing`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from service.contract.catalog import CatalogEntry, ModelCard
+from service.contract.generation import GenerationSpec, Receipt
+
+Phase = Literal["load", "encode", "denoise", "decode"]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoadModel(_Message):
+    """Read this model into memory and keep it warm."""
+
+    type: Literal["load_model"] = "load_model"
+    entry: CatalogEntry
+
+
+class Generate(_Message):
+    """Draw. Buffers: the picture (height × width × 3, uint8 RGB), then the mask (height × width, uint8), if any."""
+
+    type: Literal["generate"] = "generate"
+    execution_id: str
+    spec: GenerationSpec
+    #: Width and height of each buffer, px.
+    sizes_px: tuple[tuple[int, int], ...] = ()
+    #: Share no denoiser call with any other request.
+    alone: bool = False
+
+
+class Cancel(_Message):
+    """Stop this execution at its next step; an unknown one is ignored."""
+
+    type: Literal["cancel"] = "cancel"
+    execution_id: str
+
+
+class Shutdown(_Message):
+    """Exit now; what runs is dropped."""
+
+    type: Literal["shutdown"] = "shutdown"
+
+
+class Hello(_Message):
+    """The child has imported its libraries and takes messages."""
+
+    type: Literal["hello"] = "hello"
+    pid: int
+    device: str
+    #: How many `Generate` may be in flight.
+    capacity: int
+    versions: dict[str, str]
+
+
+class ModelLoaded(_Message):
+    """The model is warm."""
+
+    type: Literal["model_loaded"] = "model_loaded"
+    card: ModelCard
+    seconds: float
+
+
+class ModelFailed(_Message):
+    """The model cannot be loaded; the child goes on with the others."""
+
+    type: Literal["model_failed"] = "model_failed"
+    model: str
+    message: str
+
+
+class PhaseStarted(_Message):
+    """An execution entered a phase."""
+
+    type: Literal["phase_started"] = "phase_started"
+    execution_id: str
+    phase: Phase
+
+
+class StepDone(_Message):
+    """`step` of `steps` denoiser calls of this execution are done; over all its images."""
+
+    type: Literal["step_done"] = "step_done"
+    execution_id: str
+    step: int
+    steps: int
+
+
+class ImageDrawn(_Message):
+    """One picture. Buffer: height × width × 3, uint8 RGB; none when flagged."""
+
+    type: Literal["image_drawn"] = "image_drawn"
+    execution_id: str
+    index: int
+    seed: int
+    width_px: int
+    height_px: int
+    flagged: bool = False
+
+
+class Finished(_Message):
+    """All pictures of the execution were sent."""
+
+    type: Literal["finished"] = "finished"
+    execution_id: str
+    encode_s: float
+    denoise_s: float
+    decode_s: float
+    receipt: Receipt
+
+
+class Refused(_Message):
+    """The execution ended without its pictures. `code` is a `FailureCode`, or `canceled`."""
+
+    type: Literal["refused"] = "refused"
+    execution_id: str
+    code: str
+    message: str
+
+
+ToEngine = Annotated[LoadModel | Generate | Cancel | Shutdown, Field(discriminator="type")]
+FromEngine = Annotated[
+    Hello | ModelLoaded | ModelFailed | PhaseStarted | StepDone | ImageDrawn | Finished | Refused,
+    Field(discriminator="type"),
+]
+
+TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(ToEngine)
+FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(FromEngine)

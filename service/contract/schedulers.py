@@ -1,0 +1,72 @@
+"""The samplers by their public names. Data only: the worker turns a row into a diffusers object."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from service.contract.generation import SigmaSpacing
+
+
+class SchedulerSpec(BaseModel):
+    """One sampler: a diffusers class and the settings that make it what its name says."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    #: As people know it.
+    title: str
+    #: Class name in `diffusers`.
+    diffusers_class: str
+    #: Settings laid over the model's scheduler config where that was written for another class.
+    config: dict[str, Any]
+    #: Accepted values of `sigmas`.
+    spacings: tuple[SigmaSpacing, ...] = ()
+
+
+#: A scheduler built from a PNDM config would keep `clip_sample=True`, which clips latents and ruins pictures.
+_UNCLIPPED: dict[str, Any] = {"clip_sample": False, "steps_offset": 1}
+_SIGMAS: tuple[SigmaSpacing, ...] = ("karras", "exponential", "beta")
+
+
+def _row(
+    name: str, title: str, cls: str, config: dict[str, Any] | None = None, spacings: tuple[SigmaSpacing, ...] = ()
+) -> tuple[str, SchedulerSpec]:
+    return name, SchedulerSpec(name=name, title=title, diffusers_class=cls, config=config or {}, spacings=spacings)
+
+
+SCHEDULERS: MappingProxyType[str, SchedulerSpec] = MappingProxyType(
+    dict(
+        [
+            _row("ddim", "DDIM", "DDIMScheduler", _UNCLIPPED),
+            _row("ddpm", "DDPM", "DDPMScheduler", _UNCLIPPED),
+            _row("pndm", "PNDM (PLMS)", "PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}),
+            _row("lms", "LMS", "LMSDiscreteScheduler", None, _SIGMAS),
+            _row("euler", "Euler", "EulerDiscreteScheduler", None, _SIGMAS),
+            _row("euler_a", "Euler a", "EulerAncestralDiscreteScheduler"),
+            _row("heun", "Heun", "HeunDiscreteScheduler", None, _SIGMAS),
+            _row("dpm2", "DPM2", "KDPM2DiscreteScheduler", None, _SIGMAS),
+            _row("dpm2_a", "DPM2 a", "KDPM2AncestralDiscreteScheduler", None, _SIGMAS),
+            _row("dpmpp_2m", "DPM++ 2M", "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}, _SIGMAS),
+            _row(
+                "dpmpp_2m_sde",
+                "DPM++ 2M SDE",
+                "DPMSolverMultistepScheduler",
+                {"algorithm_type": "sde-dpmsolver++"},
+                _SIGMAS,
+            ),
+            _row("dpmpp_2s", "DPM++ 2S", "DPMSolverSinglestepScheduler", None, _SIGMAS),
+            _row("dpmpp_sde", "DPM++ SDE", "DPMSolverSDEScheduler", None, _SIGMAS),
+            _row("unipc", "UniPC", "UniPCMultistepScheduler", None, _SIGMAS),
+            _row("deis", "DEIS", "DEISMultistepScheduler", None, _SIGMAS),
+            _row("sa_solver", "SA-Solver", "SASolverScheduler", None, _SIGMAS),
+            _row("lcm", "LCM", "LCMScheduler", {"clip_sample": False}),
+            _row("tcd", "TCD", "TCDScheduler", {"clip_sample": False}),
+        ]
+    )
+)
+
+#: Other names that people use for a row above.
+ALIASES: MappingProxyType[str, str] = MappingProxyType({"plms": "pndm"})
