@@ -1,0 +1,43 @@
+# The one way to do each thing. `make` prints the list.
+PORT ?= 8000
+DARKROOM_HOME ?= .darkroom
+ONCE ?=
+PROMPT ?=
+
+BIN := .venv/bin
+RUN_EXTRAS := gateway worker cli embedded
+DEV_EXTRAS := $(RUN_EXTRAS) dev
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check openapi clean environment environment-dev
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+environment:
+	@python3 service/cli/bootstrap.py $(RUN_EXTRAS)
+
+environment-dev:
+	@python3 service/cli/bootstrap.py $(DEV_EXTRAS)
+
+run: environment ## Start everything, draw a picture, serve. PORT=8000 DARKROOM_HOME=.darkroom PROMPT="…" ONCE=1
+	@exec $(BIN)/darkroom up --port $(PORT) --home "$(DARKROOM_HOME)" $(if $(PROMPT),--prompt "$(PROMPT)") $(if $(ONCE),--once)
+
+test: environment-dev ## Run every test, against a real Valkey and a real S3 server
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+check: environment-dev ## Lint, types, import rules, architecture tests; offline and deterministic
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+	$(BIN)/vulture
+	$(BIN)/python -m pytest -q tests/architecture
+
+openapi: environment-dev ## Write openapi.yaml from the app
+	@$(BIN)/python -m service.api.openapi openapi.yaml
+
+clean: ## Remove caches and the environment; data in .darkroom stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
+	find service worker tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
