@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -31,3 +33,14 @@ class StorageSettings(BaseSettings):
     secret_key: SecretStr | None = None
     #: s; a link is a bearer secret, so it is short.
     link_ttl_s: int = Field(default=3600, ge=60, le=3600)
+
+
+class LogSettings(BaseSettings):
+    """How events are written to stderr."""
+
+    model_config = SettingsConfigDict(env_prefix="DARKROOM_", env_ignore_empty=True, frozen=True)
+
+    #: `console` for people, `json` (one object a line) for collectors.
+    log: Literal["console", "json"] = "console"
+    #: Least severe level that is written.
+    log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -1,0 +1,63 @@
+"""What the gateway reads from its environment, and how it refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.settings.gateway import AuthSettings, GatewaySettings, HttpSettings, is_loopback
+from service.settings.reading import SettingsError
+
+
+def test_without_variables_it_listens_on_loopback_and_asks_for_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AUTH", "DARKROOM_AUTH", "PORT", "DARKROOM_PORT", "DARKROOM_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    settings = GatewaySettings.from_environment()
+    assert (settings.http.host, settings.http.port, settings.auth.auth) == ("127.0.0.1", 8000, "keys")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("PORT", "eighty", "DARKROOM_PORT or PORT: "),
+        ("DARKROOM_PORT", "65536", "DARKROOM_PORT or PORT: "),
+        ("AUTH", "basic", "DARKROOM_AUTH or AUTH: "),
+        ("DARKROOM_WAIT_CAP_S", "soon", "DARKROOM_WAIT_CAP_S: "),
+        ("DARKROOM_BODY_LIMIT_BYTES", "1", "DARKROOM_BODY_LIMIT_BYTES: "),
+        ("DARKROOM_LOG", "xml", "DARKROOM_LOG: "),
+        ("DARKROOM_S3_LINK_TTL_S", "999999", "DARKROOM_S3_LINK_TTL_S: "),
+        ("DARKROOM_RETAIN_S", "99999999999", "DARKROOM_RETAIN_S: must not be more than DARKROOM_RETAIN_MAX_S"),
+    ],
+)
+def test_a_malformed_value_is_one_line_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, named: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as caught:
+        GatewaySettings.from_environment()
+    assert str(caught.value).startswith(named)
+    assert "\n" not in str(caught.value)
+    assert value not in str(caught.value)
+
+
+def test_auth_none_is_refused_where_others_could_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTH", "none")
+    monkeypatch.setenv("DARKROOM_HOST", "0.0.0.0")
+    with pytest.raises(SettingsError, match="AUTH: `none` is accepted on a loopback address only"):
+        GatewaySettings.from_environment()
+    monkeypatch.setenv("DARKROOM_HOST", "::1")
+    assert GatewaySettings.from_environment().auth.auth == "none"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "[::1]", "localhost", "LOCALHOST"])
+def test_loopback_hosts_are_known(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "localhost.example", "127.0.0.1.example", ""])
+def test_other_hosts_are_not_loopback(host: str) -> None:
+    assert not is_loopback(host)
+
+
+def test_groups_take_their_values_by_name_in_code() -> None:
+    assert HttpSettings(port=0, host="::1").port == 0
+    assert AuthSettings(auth="none").auth == "none"
