@@ -103,6 +103,8 @@ class Job(BaseModel):
     cost: float = 1.0
     model: str
     spec: GenerationSpec
+    #: Where its objects lie in the bucket: `{tenant}/{yyyy}/{mm}/{id}/`.
+    object_prefix: str
     created_ms: int
     started_ms: int | None = None
     finished_ms: int | None = None
@@ -129,7 +131,7 @@ class Job(BaseModel):
     labels: dict[str, str] = Field(default_factory=dict)
     #: The request that created it, for logs.
     request_id: str | None = None
-    #: Where terminal events go; absent = nowhere.
+    #: Where its events go; absent = nowhere.
     webhook_url: str | None = None
 
     @property

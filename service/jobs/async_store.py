@@ -1,0 +1,201 @@
+"""The job store for gateways: a thin asynchronous client over the scripts."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
+
+from service.contract.errors import Overloaded, Unavailable
+from service.contract.job import Job, Status
+from service.jobs import commands, documents
+from service.jobs.commands import Argument
+from service.jobs.keys import key
+from service.jobs.scripts import SCRIPT_NAMES, ScriptName, script_text
+
+#: ms; inputs that no submit followed are erased after that.
+_STAGING_MS = 3_600_000
+#: Documents that one listing call looks at before it returns a short page with a cursor.
+_LISTING_SCAN = 1000
+
+
+@contextmanager
+def _as_unavailable() -> Iterator[None]:
+    """Turn every fault of Redis into our own words: its texts may hold addresses."""
+    try:
+        yield
+    except OutOfMemoryError as err:
+        msg = "The queue's memory is full."
+        raise Overloaded(msg) from err
+    except ReadOnlyError as err:
+        msg = "The queue accepts no writes at the moment."
+        raise Unavailable(msg) from err
+    except (RedisError, OSError) as err:
+        msg = "The queue does not answer."
+        raise Unavailable(msg) from err
+
+
+class AsyncJobStore:
+    """Everything a gateway does to jobs.
+
+    `clock` as in `JobStore`. Raises `Unavailable` where Redis does not answer in time. Every method may be repeated.
+    """
+
+    def __init__(self, redis: Redis, *, clock: Callable[[], int] | None = None) -> None:
+        self._redis = redis
+        self._clock = clock
+        self._scripts = {name: redis.register_script(script_text(name)) for name in SCRIPT_NAMES}
+
+    async def _run(self, name: ScriptName, arguments: Sequence[Argument]) -> object:
+        now = "" if self._clock is None else self._clock()
+        with _as_unavailable():
+            return await self._scripts[name](args=[now, *arguments])
+
+    async def submit(
+        self,
+        job: Job,
+        *,
+        idempotency: commands.Idempotency | None,
+        limits: commands.SubmitLimits,
+        inputs_prefix: str | None = None,
+    ) -> commands.Submission:
+        """Accept a job, or say why not: one round trip, safe to repeat with the same job id."""
+        arguments = commands.submit_arguments(job, idempotency=idempotency, limits=limits, inputs_prefix=inputs_prefix)
+        return commands.submission(cast("list[str]", await self._run("submit", arguments)))
+
+    async def stage_inputs(self, prefix: str) -> None:
+        """Note that inputs are about to be stored under `prefix`: erased in an hour unless a submit names them."""
+        with _as_unavailable():
+            seconds, micros = await self._redis.time()
+            due = seconds * 1000 + micros // 1000 + _STAGING_MS
+            await self._redis.zadd(key("erasures"), {prefix: due})
+
+    async def unstage_inputs(self, prefix: str) -> None:
+        """Have staged inputs erased now: their submit was refused."""
+        with _as_unavailable():
+            await self._redis.zadd(key("erasures"), {prefix: 0}, xx=True)
+
+    async def cancel(self, tenant: str, job_id: str) -> Job | None:
+        """Cancel; return the job as it is then, None where this tenant has none such."""
+        return await self.get(tenant, job_id) if await self._run("cancel", [tenant, job_id]) == 1 else None
+
+    async def erase(self, tenant: str, job_id: str) -> bool:
+        """Mark a job to be erased and scrub what it asked for; False where this tenant has none such."""
+        return await self._run("erase", [tenant, job_id]) == 1
+
+    async def reap(self, *, take_back: bool, limit: int = 100) -> commands.Reaped:
+        """As `JobStore.reap`; gateways reap too, so that deadlines pass while every worker is down."""
+        reply = await self._run("reap", commands.reap_arguments(take_back=take_back, limit=limit))
+        return commands.Reaped(*cast("list[int]", reply))
+
+    async def get(self, tenant: str, job_id: str) -> Job | None:
+        """Return a job; None where it is unknown, another tenant's, or being erased."""
+        with _as_unavailable():
+            fields = await cast("Awaitable[dict[str, str]]", self._redis.hgetall(key("job", job_id)))
+        if fields.get("tenant") != tenant or fields.get("erase_requested") == "1":
+            return None
+        return documents.decode(fields)
+
+    async def list(
+        self,
+        tenant: str,
+        *,
+        limit: int,
+        before: str | None = None,
+        status: Status | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> commands.Page:
+        """Return up to `limit` jobs, newest first, after the cursor `before`.
+
+        A filtered page may be short, or empty, and still have a `next`: a call looks at a bounded number of documents.
+        Raises ValueError for a cursor that is not one of ours.
+        """
+        position = commands.listing_position(before)
+        found: list[Job] = []
+        scanned = 0
+        while scanned < _LISTING_SCAN:
+            batch = await self._listing_batch(tenant, position, limit)
+            for created_ms, job_id, fields in batch:
+                position = created_ms, job_id
+                scanned += 1
+                if fields.get("tenant") != tenant or fields.get("erase_requested") == "1":
+                    continue
+                job = documents.decode(fields)
+                if (status is None or job.status == status) and _has(job, labels):
+                    found.append(job)
+                if len(found) == limit:
+                    return commands.Page(found, f"{created_ms}-{job_id}")
+            if len(batch) < limit:
+                return commands.Page(found, None)
+        return commands.Page(found, f"{position[0]}-{position[1]}" if position else None)
+
+    async def _listing_batch(
+        self, tenant: str, position: tuple[str, str] | None, size: int
+    ) -> list[tuple[str, str, dict[str, str]]]:
+        """Return up to `size` (created_ms, id, fields) after `position`, in descending (created_ms, id)."""
+        index = key("tenant_jobs", tenant)
+        with _as_unavailable():
+            offset = 0
+            if position:
+                # Within one millisecond Redis orders ids descending too: skip those up to the position's.
+                same = cast(
+                    "list[str]", await self._redis.zrange(index, position[0], position[0], byscore=True, desc=True)
+                )
+                offset = sum(1 for job_id in same if job_id >= position[1])
+            entries = cast(
+                "list[tuple[str, float]]",
+                await self._redis.zrange(
+                    index,
+                    cast("int", position[0] if position else "+inf"),
+                    cast("int", "-inf"),
+                    byscore=True,
+                    desc=True,
+                    offset=offset,
+                    num=size,
+                    withscores=True,
+                ),
+            )
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id, _ in entries:
+                pipe.hgetall(key("job", job_id))
+            documents_found = cast("list[dict[str, str]]", await pipe.execute()) if entries else []
+        return [
+            (str(int(score)), job_id, fields) for (job_id, score), fields in zip(entries, documents_found, strict=True)
+        ]
+
+    async def models(self) -> list[commands.RegisteredModel]:
+        """Return every model a worker has shown, the default first."""
+        with _as_unavailable():
+            cards = await cast("Awaitable[dict[str, str]]", self._redis.hgetall(key("models")))
+            agents = cast("list[str]", await self._redis.zrange(key("agents"), 0, -1))
+            records: list[str | None] = []
+            if agents:
+                records = cast("list[str | None]", await self._redis.mget([key("agent", a) for a in agents]))
+        return commands.registered_models(cards, records)
+
+    async def secret(self) -> bytes:
+        """Return the 32 bytes that key the MAC in ids: made once, the same for every gateway."""
+        with _as_unavailable():
+            await self._redis.set(key("secret"), secrets.token_hex(32), nx=True)
+            stored = cast("str", await self._redis.get(key("secret")))
+        return bytes.fromhex(stored)
+
+    async def ping(self) -> None:
+        """Return if Redis answers."""
+        with _as_unavailable():
+            await self._redis.ping()
+
+    async def memory_ratio(self) -> float | None:
+        """Return used memory / maxmemory, None where no limit is set."""
+        with _as_unavailable():
+            info = cast("dict[str, int]", await self._redis.info("memory"))
+        limit = int(info.get("maxmemory", 0))
+        return int(info["used_memory"]) / limit if limit else None
+
+
+def _has(job: Job, labels: Mapping[str, str] | None) -> bool:
+    return not labels or all(job.labels.get(name) == value for name, value in labels.items())

@@ -1,0 +1,197 @@
+"""What the scripts take and what their replies mean. Pure; both clients, sync and async, are thin over it."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from pydantic import ValidationError
+
+from service.contract.catalog import ModelCard
+from service.contract.generation import Receipt, ResultImage, Timings
+from service.contract.job import Job, JobError, Status
+from service.contract.worker import WorkerRecord
+from service.jobs import documents
+from service.jobs.queue import bell_fields, bell_id
+
+Argument = str | bytes | int | float
+
+SubmitOutcome = Literal["created", "replayed", "mismatch", "gone", "tenant_full", "pool_full"]
+CommitOutcome = Literal["committed", "already_committed", "fenced"]
+ReleaseReason = Literal["drained", "engine_lost"]
+RenewAnswer = Literal["ok", "cancel", "fenced"]
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """An Idempotency-Key, ready to be compared."""
+
+    #: SHA-256 over method, path and key; the scripts add the tenant.
+    record: str
+    #: SHA-256 over the parsed body.
+    body_sha256: str
+    #: s; how long the key is remembered.
+    ttl_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitLimits:
+    """How many jobs may wait."""
+
+    #: For a tenant whose record sets none; None = no cap.
+    tenant_queued: int | None
+    pool_queued: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What became of a submit."""
+
+    outcome: SubmitOutcome
+    #: The job created, replayed, gone or of the other body; empty where none is.
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """One claim of an agent, as it is renewed."""
+
+    job_id: str
+    execution_id: str
+    step: int = 0
+    steps: int = 0
+    phase: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an execution ended."""
+
+    status: Status
+    images: tuple[ResultImage, ...] = ()
+    timings: Timings | None = None
+    receipt: Receipt | None = None
+    error: JobError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """What one reaper pass did."""
+
+    leases: int
+    deadlines: int
+    bells: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredModel:
+    """A model that some worker has shown, and how many hold it warm now."""
+
+    card: ModelCard
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a listing, newest first."""
+
+    jobs: list[Job]
+    #: Opaque; None on the last page.
+    next: str | None
+
+
+def submit_arguments(
+    job: Job, *, idempotency: Idempotency | None, limits: SubmitLimits, inputs_prefix: str | None
+) -> list[Argument]:
+    """Return ARGV of `submit`, without the clock."""
+    bell = bell_fields(job.pool, job.id)
+    document = [item for pair in documents.encode(job).items() for item in pair]
+    return [
+        job.id,
+        idempotency.record if idempotency else "",
+        idempotency.body_sha256 if idempotency else "",
+        idempotency.ttl_s if idempotency else 0,
+        "" if limits.tenant_queued is None else limits.tenant_queued,
+        limits.pool_queued,
+        inputs_prefix or "",
+        bell_id(job.id),
+        len(bell),
+        *bell,
+        *document,
+    ]
+
+
+def submission(reply: Sequence[str]) -> Submission:
+    """Read the reply of `submit`."""
+    return Submission(cast("SubmitOutcome", reply[0]), reply[1])
+
+
+def claimed_job(reply: Sequence[str]) -> Job | None:
+    """Read the reply of `claim`; None = nothing fits now."""
+    if reply[0] != "claimed":
+        return None
+    return documents.decode(dict(zip(reply[1::2], reply[2::2], strict=True)))
+
+
+def renew_arguments(holdings: Iterable[Holding]) -> list[Argument]:
+    """Return the claims part of `renew`'s ARGV."""
+    return [part for h in holdings for part in (h.job_id, h.execution_id, h.step, h.steps, h.phase)]
+
+
+def commit_arguments(job_id: str, execution_id: str, outcome: Outcome) -> list[Argument]:
+    """Return ARGV of `commit`, without the clock."""
+    gpu_ms = round(1000 * outcome.timings.gpu_s) if outcome.timings else 0
+    fields: dict[str, object] = {
+        "images": outcome.images,
+        "timings": outcome.timings,
+        "receipt": outcome.receipt,
+        "error": outcome.error,
+    }
+    return [
+        job_id,
+        execution_id,
+        outcome.status,
+        len(outcome.images),
+        gpu_ms,
+        *[item for name, value in fields.items() for item in (name, documents.encode_field(name, value))],
+    ]
+
+
+def reap_arguments(*, take_back: bool, limit: int) -> list[Argument]:
+    """Return ARGV of `reap`, without the clock. The script writes each bell's own pool over the template's."""
+    return ["1" if take_back else "0", limit, bell_id(f"{secrets.token_hex(6)}-"), *bell_fields("default", "again")]
+
+
+def registered_models(cards: Mapping[str, str], agents: Iterable[str | None]) -> list[RegisteredModel]:
+    """Join model cards with the live agents' records; entries that do not read as ours are left out."""
+    warm: Counter[str] = Counter()
+    for record in filter(None, agents):
+        with suppress(ValidationError):
+            warm.update(WorkerRecord.model_validate_json(record).warm)
+    models: list[RegisteredModel] = []
+    for text in cards.values():
+        with suppress(ValidationError):
+            card = ModelCard.model_validate_json(text)
+            models.append(RegisteredModel(card, warm[card.id]))
+    return sorted(models, key=lambda model: (not model.card.default, model.card.id))
+
+
+def listing_position(cursor: str | None) -> tuple[str, str] | None:
+    """Return (created_ms, job id) of a cursor. Raises ValueError for anything that is not one."""
+    if cursor is None:
+        return None
+    created_ms, _, job_id = cursor.partition("-")
+    if not (created_ms.isascii() and created_ms.isdigit() and len(created_ms) <= 15 and job_id):
+        msg = "not a cursor of this listing"
+        raise ValueError(msg)
+    return created_ms, job_id
+
+
+def record_name(method: str, path: str, idempotency_key: str) -> str:
+    """Return the name under which an Idempotency-Key is remembered."""
+    return hashlib.sha256(f"{method}\n{path}\n{idempotency_key}".encode()).hexdigest()

@@ -1,0 +1,70 @@
+"""Every Redis key of Darkroom. The Lua scripts get the same table, so that a key is spelt in one place.
+
+All keys live on one primary (Sentinel or managed, not Cluster): the scripts derive keys from what they read.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+KEYS: MappingProxyType[str, str] = MappingProxyType(
+    {
+        # hash: one job document (`service.jobs.documents`)
+        "job": "dr:job:%s",
+        # hash {job, body}: tenant, record → the job that an Idempotency-Key created
+        "idempotency": "dr:idem:%s:%s",
+        # hash: a tenant's settings (`service.tenants`); scripts read weight, max_queued, max_running
+        "tenant": "dr:tenant:%s",
+        # zset job → created_ms: a tenant's listing
+        "tenant_jobs": "dr:tenant:%s:jobs",
+        # hash {queued, running}
+        "tenant_counts": "dr:tenant:%s:counts",
+        # set of "pool priority": queues of a tenant that is at its running cap
+        "tenant_held": "dr:tenant:%s:held",
+        # hash {requests, images, gpu_ms}, by tenant and day (days since 1970, UTC)
+        "usage": "dr:usage:%s:%s",
+        # set of pool names
+        "pools": "dr:pools",
+        # hash {sequence, queued, running, passed_*, vtime_*}
+        "pool": "dr:pool:%s",
+        # zset job → sequence, by pool, priority, tenant
+        "queue": "dr:queue:%s:%s:%s",
+        # zset tenant → virtual start time, by pool and priority: tenants that a claim may choose
+        "active": "dr:active:%s:%s",
+        # zset tenant → virtual finish time, by pool and priority: tenants with nothing to choose, not yet forgiven
+        "idle": "dr:idle:%s:%s",
+        # zset job → end of its lease, ms
+        "leases": "dr:leases",
+        # hash execution → job, while it is claimed
+        "executions": "dr:executions",
+        # zset job → next deadline, ms
+        "deadlines": "dr:deadlines",
+        # zset object prefix → when it is due to be erased, ms
+        "erasures": "dr:erasures",
+        # zset event → when it is due to be sent, ms
+        "outbox": "dr:outbox",
+        # hash {job, tenant, type, revision, created_ms}
+        "event": "dr:event:%s",
+        # zset agent → until when it counts as alive, ms
+        "agents": "dr:agents",
+        # string, JSON: what an agent holds
+        "agent": "dr:agent:%s",
+        # hash model → card, JSON
+        "models": "dr:models",
+        # string: the key of the MAC in ids
+        "secret": "dr:secret",
+        # pub/sub: a job changed; the message is "revision status"
+        "changes": "dr:changes:%s",
+        # pub/sub: orders to one agent
+        "orders": "dr:orders:%s",
+        # RQ's own names (rq 2.12), written by the submit script
+        "rq_queues": "rq:queues",
+        "rq_queue": "rq:queue:darkroom.%s",
+        "rq_job": "rq:job:%s",
+    }
+)
+
+
+def key(name: str, *parts: str) -> str:
+    """Return the Redis key `name` for `parts`."""
+    return KEYS[name] % parts

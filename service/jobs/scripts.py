@@ -1,0 +1,81 @@
+"""Loads the Lua scripts. Python's tables go in front of them, so that they are written once.
+
+Every change to a job is one script: Redis runs it whole or not at all, one after the other.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Final, Literal
+
+from service.contract.job import PRIORITIES, TERMINAL, TRANSITIONS
+from service.jobs.keys import KEYS
+
+ScriptName = Literal[
+    "submit", "claim", "renew", "commit", "release", "reap", "cancel", "erase", "due_erasures", "forget"
+]
+SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = (
+    "submit",
+    "claim",
+    "renew",
+    "commit",
+    "release",
+    "reap",
+    "cancel",
+    "erase",
+    "due_erasures",
+    "forget",
+)
+
+LIMITS: Final[dict[str, int]] = {
+    # A waiting class, a cold head or a suspect is passed over this often, then it is its turn.
+    "turns_passed": 8,
+    # How far behind the head of a tenant's queue a claim looks for a warm model.
+    "window": 16,
+    # Engine deaths under a suspect that ran alone; with the one that made it a suspect, three deaths in all.
+    "strikes": 2,
+    # Leases that may run out on one job: far more than a rolling restart can cause.
+    "losses": 10,
+}
+
+
+@cache
+def script_text(name: ScriptName) -> str:
+    """Return the full text of one script: tables, library, body."""
+    folder = resources.files("service.jobs") / "scripts"
+    return "\n".join([_tables(), (folder / "lib.lua").read_text("utf-8"), (folder / f"{name}.lua").read_text("utf-8")])
+
+
+@cache
+def _tables() -> str:
+    transitions = {
+        str(current): {str(target): True for target in sorted(targets)} for current, targets in TRANSITIONS.items()
+    }
+    return "\n".join(
+        [
+            f"local KEYS_OF = {_lua(dict(KEYS))}",
+            f"local TRANSITIONS = {_lua(transitions)}",
+            f"local TERMINAL = {_lua({str(status): True for status in sorted(TERMINAL)})}",
+            f"local PRIORITIES = {_lua(list(PRIORITIES))}",
+            f"local LIMITS = {_lua(LIMITS)}",
+        ]
+    )
+
+
+def _lua(value: object) -> str:
+    """Write a Python value of our tables as a Lua literal."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case str():
+            return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        case list():
+            return "{" + ", ".join(_lua(item) for item in value) + "}"
+        case dict():
+            return "{" + ", ".join(f"[{_lua(name)}] = {_lua(item)}" for name, item in value.items()) + "}"
+        case _:
+            msg = f"no Lua literal for {type(value).__name__}"
+            raise TypeError(msg)

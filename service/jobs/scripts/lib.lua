@@ -1,0 +1,184 @@
+-- Shared by every script; loaded in front of each. The loader puts KEYS_OF, TRANSITIONS, TERMINAL, PRIORITIES and LIMITS
+-- before it, from the Python tables of the same names.
+
+local function k(name, ...)
+  return string.format(KEYS_OF[name], ...)
+end
+
+-- Milliseconds by Redis' clock, or the test's.
+local function clock(override)
+  if override ~= '' then return tonumber(override) end
+  local t = redis.call('TIME')
+  return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+end
+
+local function read(id)
+  local flat = redis.call('HGETALL', k('job', id))
+  if #flat == 0 then return nil end
+  local job = {}
+  for i = 1, #flat, 2 do job[flat[i]] = flat[i + 1] end
+  return job
+end
+
+local function number(text)
+  return tonumber(text) or 0
+end
+
+-- Every change of status passes here: the one place that knows which exist.
+local function change(id, job, status, fields)
+  if not TRANSITIONS[job.status][status] then
+    return error('illegal transition ' .. job.status .. ' -> ' .. status)
+  end
+  local from = job.status
+  job.status = status
+  job.revision = tostring(number(job.revision) + 1)
+  fields = fields or {}
+  fields.status = status
+  fields.revision = job.revision
+  local flat = {}
+  for name, value in pairs(fields) do
+    job[name] = value
+    flat[#flat + 1] = name
+    flat[#flat + 1] = value
+  end
+  redis.call('HSET', k('job', id), unpack(flat))
+  for _, counted in ipairs({ { k('tenant_counts', job.tenant) }, { k('pool', job.pool) } }) do
+    if from == 'queued' or from == 'running' then redis.call('HINCRBY', counted[1], from, -1) end
+    if status == 'queued' or status == 'running' then redis.call('HINCRBY', counted[1], status, 1) end
+  end
+  redis.call('PUBLISH', k('changes', id), job.revision .. ' ' .. status)
+end
+
+-- Makes a tenant choosable in one queue, unless it is at its running cap. It starts no earlier than the present
+-- virtual time, so idling saves up nothing; no earlier than what it has already used, so leaving forgives nothing
+-- (start-time fair queueing, Goyal et al. 1996).
+local function activate(pool, priority, tenant)
+  if redis.call('SISMEMBER', k('tenant_held', tenant), pool .. ' ' .. priority) == 1 then return end
+  if redis.call('ZSCORE', k('active', pool, priority), tenant) then return end
+  local used = number(redis.call('ZSCORE', k('idle', pool, priority), tenant))
+  local present = number(redis.call('HGET', k('pool', pool), 'vtime_' .. priority))
+  redis.call('ZADD', k('active', pool, priority), math.max(used, present), tenant)
+  redis.call('ZREM', k('idle', pool, priority), tenant)
+end
+
+-- Takes a tenant out of the choice and remembers what it has used.
+local function deactivate(pool, priority, tenant, vtime)
+  redis.call('ZREM', k('active', pool, priority), tenant)
+  local present = number(redis.call('HGET', k('pool', pool), 'vtime_' .. priority))
+  if vtime > present then
+    redis.call('ZADD', k('idle', pool, priority), vtime, tenant)
+  end
+end
+
+local function enqueue(id, job)
+  redis.call('ZADD', k('queue', job.pool, job.priority, job.tenant), job.sequence, id)
+  activate(job.pool, job.priority, job.tenant)
+end
+
+local function dequeue(id, job)
+  local queue = k('queue', job.pool, job.priority, job.tenant)
+  redis.call('ZREM', queue, id)
+  if redis.call('EXISTS', queue) == 0 then
+    local score = redis.call('ZSCORE', k('active', job.pool, job.priority), job.tenant)
+    if score then deactivate(job.pool, job.priority, job.tenant, tonumber(score)) end
+    redis.call('SREM', k('tenant_held', job.tenant), job.pool .. ' ' .. job.priority)
+  end
+end
+
+-- The next deadline of a job, or nothing.
+local function schedule_deadline(id, job)
+  local due
+  if job.status == 'queued' and number(job.start_by_ms) > 0 then due = number(job.start_by_ms) end
+  if number(job.finish_by_ms) > 0 and (not due or number(job.finish_by_ms) < due) then due = number(job.finish_by_ms) end
+  if due then
+    redis.call('ZADD', k('deadlines'), due, id)
+  else
+    redis.call('ZREM', k('deadlines'), id)
+  end
+end
+
+-- A tenant has one running job less: queues held back by its cap may be chosen again.
+local function unhold(tenant)
+  local held = k('tenant_held', tenant)
+  for _, entry in ipairs(redis.call('SMEMBERS', held)) do
+    redis.call('SREM', held, entry)
+    local pool, priority = string.match(entry, '^(%S+) (%S+)$')
+    if redis.call('EXISTS', k('queue', pool, priority, tenant)) == 1 then activate(pool, priority, tenant) end
+  end
+end
+
+-- Ends the execution that holds a job.
+local function let_go(id, job)
+  redis.call('ZREM', k('leases'), id)
+  if job.execution_id and job.execution_id ~= '' then redis.call('HDEL', k('executions'), job.execution_id) end
+end
+
+-- The transactional outbox: an entry names the event; its body is rendered from the document when it is sent.
+local function tell(id, job, kind, now)
+  if not job.webhook_url or job.webhook_url == '' then return end
+  local event = 'evt_' .. id .. '_' .. kind
+  if TERMINAL[kind] then
+    local started = 'evt_' .. id .. '_started'
+    redis.call('ZREM', k('outbox'), started)
+    redis.call('DEL', k('event', started))
+  end
+  if redis.call('EXISTS', k('event', event)) == 1 then return end
+  redis.call('HSET', k('event', event), 'job', id, 'tenant', job.tenant, 'type', 'generation.' .. kind,
+    'revision', job.revision, 'created_ms', now)
+  redis.call('ZADD', k('outbox'), now, event)
+end
+
+-- Any terminal state. `fields` come from the commit; an erased job keeps none of them.
+local function finish(id, job, status, now, fields)
+  local was = job.status
+  if was == 'queued' then dequeue(id, job) end
+  if was == 'running' then let_go(id, job) end
+  if job.erase_requested == '1' then fields = {} end
+  local due = job.erase_requested == '1' and now or now + number(job.retain_ms)
+  fields.finished_ms = string.format('%d', now)
+  fields.expires_ms = string.format('%d', due)
+  fields.lease_ms = ''
+  fields.phase = ''
+  change(id, job, status, fields)
+  redis.call('ZREM', k('deadlines'), id)
+  redis.call('ZADD', k('erasures'), due, job.object_prefix)
+  tell(id, job, status, now)
+  if was == 'running' then unhold(job.tenant) end
+end
+
+local function failure(code, message, retryable)
+  return { error = cjson.encode({ code = code, message = message, retryable = retryable }) }
+end
+
+-- running → queued, or to where a cancel, a deadline or too many losses lead. The sequence is kept, so the job stands
+-- at the front of its tenant's queue again.
+local function take_back(id, job, now, fields)
+  if job.cancel_requested == '1' then return finish(id, job, 'canceled', now, fields) end
+  if number(job.finish_by_ms) > 0 and number(job.finish_by_ms) <= now then
+    for name, value in pairs(failure('deadline_exceeded', 'The deadline passed before the generation ended.', true)) do
+      fields[name] = value
+    end
+    return finish(id, job, 'expired', now, fields)
+  end
+  let_go(id, job)
+  fields.execution_id = ''
+  fields.agent_id = ''
+  fields.lease_ms = ''
+  fields.phase = ''
+  fields.progress_step = '0'
+  -- Its start was in time; only the end can still be late.
+  fields.start_by_ms = ''
+  change(id, job, 'queued', fields)
+  enqueue(id, job)
+  schedule_deadline(id, job)
+  unhold(job.tenant)
+end
+
+-- Rings once: the RQ job is a template with another id each time. Bells are interchangeable.
+local function ring(pool, bell_id, fields)
+  local queue = k('rq_queue', pool)
+  redis.call('SADD', k('rq_queues'), queue)
+  redis.call('HSET', k('rq_job', bell_id), unpack(fields))
+  redis.call('HSET', k('rq_job', bell_id), 'origin', string.sub(queue, #k('rq_queue', '') - #'darkroom.' + 1))
+  redis.call('RPUSH', queue, bell_id)
+end

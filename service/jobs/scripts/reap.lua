@@ -1,0 +1,49 @@
+-- One pass over what time alone decides; any number of processes may run it, each change is one atomic step.
+-- ARGV: now, '1' if expired leases may be taken back, most changes of a kind in this pass, bell id prefix,
+--       bell fields … (a template)
+-- Returns {leases taken back, deadlines passed, bells rung}.
+local now, limit = clock(ARGV[1]), tonumber(ARGV[3])
+local taken, expired, rung = 0, 0, 0
+
+if ARGV[2] == '1' then
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', k('leases'), '-inf', now, 'LIMIT', 0, limit)) do
+    local job = read(id)
+    if not job or job.status ~= 'running' then
+      redis.call('ZREM', k('leases'), id)
+    else
+      local losses = tostring(number(job.losses) + 1)
+      if number(losses) >= LIMITS.losses then
+        local why = failure('worker_lost', 'Worker after worker was lost while drawing this generation.', true)
+        why.losses = losses
+        finish(id, job, 'failed', now, why)
+      else
+        take_back(id, job, now, { losses = losses })
+      end
+      taken = taken + 1
+    end
+  end
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', k('deadlines'), '-inf', now, 'LIMIT', 0, limit)) do
+  local job = read(id)
+  if not job or TERMINAL[job.status] then
+    redis.call('ZREM', k('deadlines'), id)
+  else
+    local agent, execution, was = job.agent_id, job.execution_id, job.status
+    finish(id, job, 'expired', now, failure('deadline_exceeded', 'The deadline passed before the generation ended.', true))
+    if was == 'running' then redis.call('PUBLISH', k('orders', agent), 'cancel ' .. execution) end
+    expired = expired + 1
+  end
+end
+
+-- A bell is lost when a worker dies with it in hand. Bells are counted, not matched: too many are harmless.
+local template = {}
+for i = 5, #ARGV do template[#template + 1] = ARGV[i] end
+for _, pool in ipairs(redis.call('SMEMBERS', k('pools'))) do
+  local missing = number(redis.call('HGET', k('pool', pool), 'queued')) - redis.call('LLEN', k('rq_queue', pool))
+  for i = 1, math.min(missing, limit) do
+    rung = rung + 1
+    ring(pool, ARGV[4] .. rung, template)
+  end
+end
+return { taken, expired, rung }

@@ -1,0 +1,59 @@
+-- Accepts a job, or says why not. One round trip, safe to repeat: the same id is accepted once.
+-- ARGV: now, id, idempotency record or '', body hash, record ttl (s), default cap of queued jobs per tenant or '',
+--       cap of queued jobs in the pool, staged prefix or '', bell id, number of bell fields × 2, bell fields …,
+--       document fields …
+-- Returns {outcome, job id}.
+local now = clock(ARGV[1])
+local id, record, body, record_ttl_s = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local bell_at = 10
+local document_at = bell_at + 1 + tonumber(ARGV[bell_at])
+
+local job, flat = {}, {}
+for i = document_at, #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
+
+if redis.call('EXISTS', k('job', id)) == 1 then return { 'created', id } end
+
+if record ~= '' then
+  local known = redis.call('HMGET', k('idempotency', job.tenant, record), 'job', 'body')
+  if known[1] then
+    if known[2] ~= body then return { 'mismatch', known[1] } end
+    local erased = redis.call('HGET', k('job', known[1]), 'erase_requested')
+    if erased == '0' then return { 'replayed', known[1] } end
+    return { 'gone', known[1] }
+  end
+end
+
+local settings = redis.call('HMGET', k('tenant', job.tenant), 'max_queued')
+local cap = tonumber(settings[1] or '') or tonumber(ARGV[6])
+if cap and number(redis.call('HGET', k('tenant_counts', job.tenant), 'queued')) >= cap then
+  return { 'tenant_full', '' }
+end
+if number(redis.call('HGET', k('pool', job.pool), 'queued')) >= tonumber(ARGV[7]) then return { 'pool_full', '' } end
+
+-- The submitter's clock only measures spans; the moments are Redis'.
+local skew = now - number(job.created_ms)
+for _, name in ipairs({ 'created_ms', 'start_by_ms', 'finish_by_ms' }) do
+  if job[name] ~= '' then job[name] = string.format('%d', number(job[name]) + skew) end
+end
+job.sequence = tostring(redis.call('HINCRBY', k('pool', job.pool), 'sequence', 1))
+for name, value in pairs(job) do
+  flat[#flat + 1] = name
+  flat[#flat + 1] = value
+end
+redis.call('HSET', k('job', id), unpack(flat))
+redis.call('ZADD', k('tenant_jobs', job.tenant), job.created_ms, id)
+redis.call('SADD', k('pools'), job.pool)
+redis.call('HINCRBY', k('pool', job.pool), 'queued', 1)
+redis.call('HINCRBY', k('tenant_counts', job.tenant), 'queued', 1)
+enqueue(id, job)
+schedule_deadline(id, job)
+if record ~= '' then
+  redis.call('HSET', k('idempotency', job.tenant, record), 'job', id, 'body', body)
+  redis.call('EXPIRE', k('idempotency', job.tenant, record), record_ttl_s)
+end
+if ARGV[8] ~= '' then redis.call('ZREM', k('erasures'), ARGV[8]) end
+local bell = {}
+for i = bell_at + 1, document_at - 1 do bell[#bell + 1] = ARGV[i] end
+ring(job.pool, ARGV[9], bell)
+redis.call('HINCRBY', k('usage', job.tenant, math.floor(now / 86400000)), 'requests', 1)
+return { 'created', id }
