@@ -1,0 +1,127 @@
+"""Tenants and API keys as records, and their form in Redis.
+
+    dr:tenants           set of tenant ids
+    dr:tenant:{id}       hash {name, created_ms, weight, max_queued, max_running, top_priority}; absent = no limit
+    dr:tenant:{id}:keys  set of key ids
+    dr:key:{key_id}      hash {tenant, secret_sha256, created_ms, label, revoked_ms}
+
+The submit and claim scripts of `service.jobs` read `weight`, `max_queued` and `max_running` from the tenant's hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from redis.typing import EncodableT, FieldT
+
+from service.contract.errors import DarkroomError
+from service.contract.job import PRIORITIES, Priority
+
+#: Everybody on this machine, when keys are switched off.
+LOCAL_TENANT = "local"
+
+TENANT_PATTERN = r"^[a-z0-9][a-z0-9-]{0,31}$"
+
+TENANTS_KEY = "dr:tenants"
+
+TenantId = Annotated[str, StringConstraints(pattern=TENANT_PATTERN)]
+
+
+class TenantError(DarkroomError):
+    """A tenant or key cannot be made, changed or found as asked."""
+
+    code = "tenant_error"
+
+
+class TenantLimits(BaseModel):
+    """What one tenant may take of the whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Share of the workers relative to other tenants.
+    weight: float = Field(default=1.0, ge=0.01, le=1000)
+    #: Jobs waiting at once; None = no limit.
+    max_queued: int | None = Field(default=None, ge=0)
+    #: Jobs running at once; None = no limit.
+    max_running: int | None = Field(default=None, ge=1)
+    #: Highest priority class its requests get.
+    top_priority: Priority = "high"
+
+    def capped(self, asked: Priority) -> Priority:
+        """Return the class that a request for `asked` gets."""
+        return PRIORITIES[max(PRIORITIES.index(asked), PRIORITIES.index(self.top_priority))]
+
+
+class Tenant(BaseModel):
+    """Whom jobs, limits and usage belong to. A tenant has any number of keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: TenantId
+    #: For people; free text.
+    name: str = ""
+    created_ms: int
+    limits: TenantLimits = TenantLimits()
+
+    def to_hash(self) -> Mapping[FieldT, EncodableT]:
+        """Return the fields of its hash; limits that are not set have none."""
+        limits = self.limits.model_dump(exclude_none=True)
+        return {
+            "name": self.name,
+            "created_ms": str(self.created_ms),
+            **{field: str(value) for field, value in limits.items()},
+        }
+
+    @classmethod
+    def from_hash(cls, tenant_id: str, fields: Mapping[str, str]) -> Tenant:
+        """Read what `to_hash` wrote."""
+        limits = {field: fields[field] for field in TenantLimits.model_fields if field in fields}
+        return cls(
+            id=tenant_id,
+            name=fields.get("name", ""),
+            created_ms=int(fields.get("created_ms", "0")),
+            limits=TenantLimits.model_validate(limits),
+        )
+
+
+class ApiKey(BaseModel):
+    """A key as stored: the secret itself is nowhere."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    tenant: str
+    #: Lower-case hex.
+    secret_sha256: str
+    created_ms: int
+    #: For people; free text.
+    label: str = ""
+    #: Since when it opens nothing; None = it is live.
+    revoked_ms: int | None = None
+
+    def to_hash(self) -> Mapping[FieldT, EncodableT]:
+        """Return the fields of its hash."""
+        fields = self.model_dump(exclude={"id"}, exclude_none=True)
+        return {field: str(value) for field, value in fields.items()}
+
+    @classmethod
+    def from_hash(cls, key_id: str, fields: Mapping[str, str]) -> ApiKey:
+        """Read what `to_hash` wrote."""
+        return cls.model_validate({"id": key_id, **fields})
+
+
+def tenant_key(tenant_id: str) -> str:
+    """Return the Redis key of a tenant's hash."""
+    return f"dr:tenant:{tenant_id}"
+
+
+def tenant_keys_key(tenant_id: str) -> str:
+    """Return the Redis key of the set of a tenant's key ids."""
+    return f"dr:tenant:{tenant_id}:keys"
+
+
+def api_key_key(key_id: str) -> str:
+    """Return the Redis key of an API key's hash."""
+    return f"dr:key:{key_id}"
