@@ -37,6 +37,7 @@ def _row(
     return name, SchedulerSpec(name=name, title=title, diffusers_class=cls, config=config or {}, spacings=spacings)
 
 
+#: Solvers name their `algorithm_type`: another solver's, taken over from a model's config, fails or is another sampler.
 SCHEDULERS: MappingProxyType[str, SchedulerSpec] = MappingProxyType(
     dict(
         [
@@ -57,11 +58,11 @@ SCHEDULERS: MappingProxyType[str, SchedulerSpec] = MappingProxyType(
                 {"algorithm_type": "sde-dpmsolver++"},
                 _SIGMAS,
             ),
-            _row("dpmpp_2s", "DPM++ 2S", "DPMSolverSinglestepScheduler", None, _SIGMAS),
+            _row("dpmpp_2s", "DPM++ 2S", "DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++"}, _SIGMAS),
             _row("dpmpp_sde", "DPM++ SDE", "DPMSolverSDEScheduler", None, _SIGMAS),
             _row("unipc", "UniPC", "UniPCMultistepScheduler", None, _SIGMAS),
-            _row("deis", "DEIS", "DEISMultistepScheduler", None, _SIGMAS),
-            _row("sa_solver", "SA-Solver", "SASolverScheduler", None, _SIGMAS),
+            _row("deis", "DEIS", "DEISMultistepScheduler", {"algorithm_type": "deis"}, _SIGMAS),
+            _row("sa_solver", "SA-Solver", "SASolverScheduler", {"algorithm_type": "data_prediction"}, _SIGMAS),
             _row("lcm", "LCM", "LCMScheduler", {"clip_sample": False}),
             _row("tcd", "TCD", "TCDScheduler", {"clip_sample": False}),
         ]
