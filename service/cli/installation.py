@@ -188,7 +188,7 @@ class Environment:
         )
 
     def _pip_finds(self, requirement: str, index: str | None) -> bool:
-        """Whether pip can get this at `index`, or at its own sources. Raises InstallationError where it has no network."""
+        """Whether pip can get this at `index`, or at its own sources. Raises InstallationError without a network."""
         arguments = ["install", "--dry-run", "--no-deps", "--no-input", "--retries", "1", "--timeout", "15"]
         arguments += ["--index-url", index] if index else []
         command = [self._python, "-m", "pip", *arguments, requirement]

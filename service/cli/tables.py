@@ -1,0 +1,85 @@
+"""Lists as tables on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from service.cli.doctor import Finding
+    from service.tenants.records import ApiKey, Tenant
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def show(table: Table) -> None:
+    """Print a table; as wide as it needs where nobody looks (a pipe)."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    console.print(table)
+
+
+def models_table(models: Sequence[dict[str, Any]]) -> Table:
+    """`GET /v1/models` for people."""
+    table = _table("Model", "Default", "Tasks", "Size (px)", "Warm workers", "Description")
+    for model in models:
+        size = f"{model.get('width')} × {model.get('height')}"
+        tasks = ", ".join(model.get("tasks", ()))
+        default = "yes" if model.get("default") else ""
+        _row(table, model["id"], default, tasks, size, model.get("workers", 0), model.get("description", ""))
+    return table
+
+
+def tenants_table(tenants: Sequence[Tenant]) -> Table:
+    """Tenants and their limits."""
+    table = _table("Tenant", "Name", "Weight", "Max. queued", "Max. running", "Top priority", "Since")
+    for each in tenants:
+        limits = each.limits
+        queued, running = _limit(limits.max_queued), _limit(limits.max_running)
+        _row(
+            table, each.id, each.name, f"{limits.weight:g}", queued, running, limits.top_priority, _day(each.created_ms)
+        )
+    return table
+
+
+def keys_table(keys: Sequence[ApiKey]) -> Table:
+    """A tenant's keys; never a secret."""
+    table = _table("Key", "Label", "Since", "State")
+    for key in keys:
+        state = f"revoked {_day(key.revoked_ms)}" if key.revoked_ms else "live"
+        _row(table, key.id, key.label, _day(key.created_ms), state)
+    return table
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """What `darkroom doctor` found."""
+    table = _table("Check", "Verdict", "Found", "What to do")
+    for each in findings:
+        verdict = f"[{_COLOURS[each.verdict]}]{each.verdict}[/]"
+        table.add_row(escape(each.check), verdict, escape(each.found), escape(each.advice))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: object) -> None:
+    table.add_row(*(escape(str(cell)) for cell in cells))
+
+
+def _limit(value: int | None) -> str:
+    return "none" if value is None else str(value)
+
+
+def _day(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d")

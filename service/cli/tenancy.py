@@ -1,0 +1,150 @@
+"""`darkroom tenants` and `darkroom keys`: straight into Redis, for those who operate the service."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from service.cli.failure import CommandFailed
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from service.tenants.records import TenantLimits
+
+tenants = typer.Typer(no_args_is_help=True, help="Whom jobs and limits belong to [DARKROOM_REDIS_URL].")
+keys = typer.Typer(no_args_is_help=True, help="API keys of tenants [DARKROOM_REDIS_URL].")
+
+TenantId = Annotated[str, typer.Argument(help="The tenant's id: a-z, 0-9 and -.", show_default=False)]
+Weight = Annotated[float | None, typer.Option(help="Share of the workers relative to other tenants.")]
+MaxQueued = Annotated[str | None, typer.Option(help="Most jobs waiting; `none` for no limit.", show_default=False)]
+MaxRunning = Annotated[str | None, typer.Option(help="Most jobs running; `none` for no limit.", show_default=False)]
+TopPriority = Annotated[Literal["high", "normal", "low"] | None, typer.Option(help="Highest priority of its jobs.")]
+
+
+@tenants.command("add")
+def add_tenant(
+    tenant: TenantId,
+    name: Annotated[str, typer.Option(help="For people.")] = "",
+    weight: Weight = None,
+    max_queued: MaxQueued = None,
+    max_running: MaxRunning = None,
+    top_priority: TopPriority = None,
+) -> None:
+    """Make a tenant; it can do nothing until it has a key."""
+    from service.tenants.records import TenantLimits  # noqa: PLC0415 - a command imports when it runs
+    from service.tenants.store import TenantStore  # noqa: PLC0415
+
+    with _redis() as redis:
+        limits = _changed(TenantLimits(), weight, max_queued, max_running, top_priority)
+        made = TenantStore(redis).create(tenant, name=name, limits=limits)
+    typer.echo(f"Tenant {made.id} made; give it a key: darkroom keys create {made.id}")
+
+
+@tenants.command("list")
+def list_tenants() -> None:
+    """List tenants and their limits."""
+    from service.cli.tables import show, tenants_table  # noqa: PLC0415 - a command imports when it runs
+    from service.tenants.store import TenantStore  # noqa: PLC0415
+
+    with _redis() as redis:
+        show(tenants_table(TenantStore(redis).list()))
+
+
+@tenants.command("set")
+def set_tenant(
+    tenant: TenantId,
+    weight: Weight = None,
+    max_queued: MaxQueued = None,
+    max_running: MaxRunning = None,
+    top_priority: TopPriority = None,
+) -> None:
+    """Change limits of a tenant; what is not named stays. Gateways follow within two seconds."""
+    from service.tenants.store import TenantStore  # noqa: PLC0415 - a command imports when it runs
+
+    with _redis() as redis:
+        store = TenantStore(redis)
+        limits = _changed(store.get(tenant).limits, weight, max_queued, max_running, top_priority)
+        store.set_limits(tenant, limits)
+    typer.echo(f"Tenant {tenant} changed")
+
+
+@keys.command("create")
+def create_key(
+    tenant: TenantId,
+    label: Annotated[str, typer.Option(help="For people: where the key is used.")] = "",
+) -> None:
+    """Make a key for a tenant and print it; it is shown only now."""
+    from service.tenants.store import KeyStore  # noqa: PLC0415 - a command imports when it runs
+
+    with _redis() as redis:
+        made = KeyStore(redis).create(tenant, label=label)
+    typer.echo(made.text)
+    typer.echo(f"Key {made.key.id} of {tenant}: keep the line above, it cannot be shown again.", err=True)
+
+
+@keys.command("list")
+def list_keys(tenant: TenantId) -> None:
+    """List a tenant's keys, revoked ones too."""
+    from service.cli.tables import keys_table, show  # noqa: PLC0415 - a command imports when it runs
+    from service.tenants.store import KeyStore, TenantStore  # noqa: PLC0415
+
+    with _redis() as redis:
+        TenantStore(redis).get(tenant)
+        show(keys_table(KeyStore(redis).list(tenant)))
+
+
+@keys.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument(help="The key's id, as `darkroom keys list` shows it.")]) -> None:
+    """Make a key open nothing from now on, everywhere within two seconds."""
+    from service.tenants.store import KeyStore  # noqa: PLC0415 - a command imports when it runs
+
+    with _redis() as redis:
+        revoked = KeyStore(redis).revoke(key_id)
+    typer.echo(f"Key {revoked.id} of {revoked.tenant} revoked")
+
+
+@contextlib.contextmanager
+def _redis() -> Iterator[Redis]:
+    """Open the Redis of the environment; whatever goes wrong with it is one line."""
+    from redis.exceptions import RedisError  # noqa: PLC0415 - a command imports when it runs
+
+    from service.cli.configuration import read_configuration  # noqa: PLC0415
+    from service.contract.errors import DarkroomError  # noqa: PLC0415
+    from service.jobs.connection import connect  # noqa: PLC0415
+    from service.settings.groups import RedisSettings  # noqa: PLC0415
+
+    client = connect(read_configuration(RedisSettings))
+    try:
+        yield client
+    except DarkroomError as err:
+        raise CommandFailed(err.message[:1].upper() + err.message[1:] + ".") from err
+    except RedisError as err:
+        msg = f"Redis does not answer as it should ({err}); DARKROOM_REDIS_URL says which one is asked."
+        raise CommandFailed(msg) from err
+    finally:
+        client.close()
+
+
+def _changed(
+    limits: TenantLimits,
+    weight: float | None,
+    max_queued: str | None,
+    max_running: str | None,
+    top_priority: str | None,
+) -> TenantLimits:
+    """Return the limits with what was named on the command line in place. CommandFailed for what is no limit."""
+    from pydantic import ValidationError  # noqa: PLC0415 - a command imports when it runs
+
+    given = {"weight": weight, "max_queued": max_queued, "max_running": max_running, "top_priority": top_priority}
+    named = {field: None if value == "none" else value for field, value in given.items() if value is not None}
+    try:
+        return type(limits).model_validate({**limits.model_dump(), **named})
+    except ValidationError as err:
+        first = err.errors(include_url=False)[0]
+        option = str(first["loc"][0]).replace("_", "-")
+        msg = f"--{option}: {first['msg'][:1].lower()}{first['msg'][1:]}."
+        raise CommandFailed(msg, exit_code=2) from err
