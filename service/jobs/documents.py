@@ -16,6 +16,7 @@ from service.contract.job import Job
 
 _JSON_FIELDS = frozenset({"spec", "images", "timings", "receipt", "error", "labels"})
 _BOOLEANS = frozenset({"suspect", "cancel_requested", "erase_requested"})
+_LITERAL_INTEGERS = frozenset({"schema_version"})
 
 #: What only the scripts read: paid for, times passed over, who committed, whether `started` was told.
 BOOKKEEPING = frozenset({"charged", "passed", "committed_by", "told_start"})
@@ -25,6 +26,10 @@ class CorruptDocument(DarkroomError):
     """A job document in Redis does not read as one."""
 
     code = "internal"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"the document of job {job_id[:64]!r} does not read as one")
+        self.job_id = job_id
 
 
 def encode(job: Job) -> dict[str, str]:
@@ -54,13 +59,13 @@ def decode(fields: Mapping[str, str]) -> Job:
                 values[name] = json.loads(text)
             elif name in _BOOLEANS:
                 values[name] = text == "1"
+            elif name in _LITERAL_INTEGERS:
+                values[name] = int(text)
             else:
                 values[name] = text
         return Job.model_validate(values)
     except (ValidationError, ValueError) as err:
-        job_id = fields.get("id", "?")[:64]
-        msg = f"the document of job {job_id!r} does not read as one"
-        raise CorruptDocument(msg) from err
+        raise CorruptDocument(fields.get("id", "?")) from err
 
 
 def _plain(value: object) -> object:

@@ -49,7 +49,7 @@ def bell_fields(pool: str, description: str) -> list[str | bytes]:
 def _template(pool: str) -> tuple[tuple[str, str | bytes], ...]:
     bell = Bell.create(
         func=BELL_FUNCTION,
-        connection=cast("Redis", None),  # only stored; the script does the writing
+        connection=Redis(),  # rq wants one; nothing is sent through it, the script does the writing
         id=bell_id("template"),
         origin=queue_name(pool),
         serializer=JSONSerializer,
@@ -59,7 +59,13 @@ def _template(pool: str) -> tuple[tuple[str, str | bytes], ...]:
         status=JobStatus.QUEUED,
     )
     stored = cast("dict[str, str | bytes | int]", bell.to_dict())
-    return tuple((name, value if isinstance(value, bytes) else str(value)) for name, value in stored.items())
+    return tuple((name, _as_stored(value)) for name, value in stored.items())
+
+
+def _as_stored(value: str | bytes | int) -> str | bytes:
+    if isinstance(value, bytes):
+        return value
+    return str(value.value if isinstance(value, JobStatus) else value)
 
 
 def make_worker(connection: Redis, pool: str) -> SimpleWorker:

@@ -37,6 +37,8 @@ LIMITS: Final[dict[str, int]] = {
     "strikes": 2,
     # Leases that may run out on one job: far more than a rolling restart can cause.
     "losses": 10,
+    # s; how long a day's usage is kept: a year and a month to bill by.
+    "usage_ttl_s": 400 * 86_400,
 }
 
 

@@ -13,7 +13,5 @@ for i = 7, #ARGV, 2 do fields[ARGV[i]] = ARGV[i + 1] end
 if job.erase_requested == '1' then status = 'canceled' end
 finish(id, job, status, now, fields)
 redis.call('HSET', k('job', id), 'committed_by', execution)
-local usage = k('usage', job.tenant, math.floor(now / 86400000))
-redis.call('HINCRBY', usage, 'images', ARGV[5])
-redis.call('HINCRBY', usage, 'gpu_ms', ARGV[6])
+meter(job.tenant, now, { images = ARGV[5], gpu_ms = ARGV[6] })
 return 'committed'

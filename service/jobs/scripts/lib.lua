@@ -146,6 +146,12 @@ local function finish(id, job, status, now, fields)
   if was == 'running' then unhold(job.tenant) end
 end
 
+local function meter(tenant, now, counts)
+  local usage = k('usage', tenant, math.floor(now / 86400000))
+  for name, by in pairs(counts) do redis.call('HINCRBY', usage, name, by) end
+  redis.call('EXPIRE', usage, LIMITS.usage_ttl_s)
+end
+
 local function failure(code, message, retryable)
   return { error = cjson.encode({ code = code, message = message, retryable = retryable }) }
 end

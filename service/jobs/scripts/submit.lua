@@ -55,5 +55,5 @@ if ARGV[8] ~= '' then redis.call('ZREM', k('erasures'), ARGV[8]) end
 local bell = {}
 for i = bell_at + 1, document_at - 1 do bell[#bell + 1] = ARGV[i] end
 ring(job.pool, ARGV[9], bell)
-redis.call('HINCRBY', k('usage', job.tenant, math.floor(now / 86400000)), 'requests', 1)
+meter(job.tenant, now, { requests = 1 })
 return { 'created', id }

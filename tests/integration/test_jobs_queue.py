@@ -1,0 +1,399 @@
+"""What the queue promises, one promise a test, against a real Valkey."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, cast
+
+import pytest
+import redis
+from rq import Queue
+from rq.job import Job as Bell
+from rq.serializers import JSONSerializer
+
+from service.contract.errors import FailureCode
+from service.contract.generation import ResultImage, Timings
+from service.contract.job import Job, JobError, Status
+from service.jobs import documents
+from service.jobs.commands import Holding, Idempotency, Outcome, SubmitLimits
+from service.jobs.keys import key
+from service.jobs.queue import BELL_FUNCTION, make_worker, queue_name
+from service.jobs.store import LEASE_MS, JobStore
+from tests.jobs import make_job
+
+ROOM = SubmitLimits(None, 10_000)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_ms = 1_800_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(redis_client: redis.Redis, clock: Clock) -> JobStore:
+    return JobStore(redis_client, clock=clock)
+
+
+def submit(store: JobStore, job_id: str, **fields: Any) -> Job:
+    job = make_job(job_id, **fields)
+    assert store.submit(job, limits=ROOM).outcome == "created"
+    return job
+
+
+def claim_all(store: JobStore, count: int, *, pool: str = "default", commit: bool = True) -> list[Job]:
+    jobs: list[Job] = []
+    for number in range(count):
+        job = store.claim(pool, f"claim{number}-{len(jobs)}", "agent")
+        if job is None:
+            break
+        jobs.append(job)
+        if commit:
+            assert store.commit(job.id, cast("str", job.execution_id), Outcome(Status.SUCCEEDED)) == "committed"
+    return jobs
+
+
+def test_a_document_survives_the_way_to_redis_and_back(store: JobStore) -> None:
+    sent = submit(store, "gen_1", labels={"ünï": "✓"}, priority="low", request_id="req", start_by_ms=1_800_000_005_000)
+    assert store.get("ada", "gen_1") == sent.model_copy(update={"sequence": 1})
+
+
+def test_a_hostile_document_is_refused_without_showing_what_it_holds(
+    redis_client: redis.Redis, store: JobStore
+) -> None:
+    submit(store, "gen_1")
+    redis_client.hset(key("job", "gen_1"), "spec", '{"prompt": "SECRET"')
+    with pytest.raises(documents.CorruptDocument) as caught:
+        store.get("ada", "gen_1")
+    assert "SECRET" not in str(caught.value)
+
+
+def test_the_times_of_a_late_gateway_are_moved_to_the_clock_of_redis(store: JobStore, clock: Clock) -> None:
+    submit(store, "gen_1", created_ms=clock.now_ms - 5_000, finish_by_ms=clock.now_ms + 5_000)
+    job = store.get("ada", "gen_1")
+    assert job is not None
+    assert (job.created_ms, job.finish_by_ms) == (clock.now_ms, clock.now_ms + 10_000)
+
+
+def test_the_bell_is_what_rq_itself_would_have_stored(
+    redis_client: redis.Redis, store: JobStore, valkey_url: str
+) -> None:
+    submit(store, "gen_1", pool="xl")
+    plain = redis.Redis.from_url(valkey_url)
+    queue = Queue(queue_name("xl"), connection=plain, serializer=JSONSerializer)
+    assert queue in Queue.all(connection=plain, serializer=JSONSerializer)
+    (bell_id,) = queue.job_ids
+    ours = Bell.fetch(bell_id, connection=plain, serializer=JSONSerializer)
+    assert (ours.func_name, list(ours.args), ours.kwargs, ours.description) == (BELL_FUNCTION, [], {}, "gen_1")
+    theirs = queue.enqueue(BELL_FUNCTION, result_ttl=0, failure_ttl=60, job_timeout=300, description="gen_1")
+    stored = plain.hgetall(ours.key)
+    expected = plain.hgetall(theirs.key)
+    moments = {b"created_at", b"enqueued_at"}
+    assert {n: v for n, v in stored.items() if n not in moments} == {
+        n: v for n, v in expected.items() if n not in moments
+    }
+    plain.close()
+
+
+def test_a_stock_rq_worker_hears_every_bell_and_leaves_nothing_behind(
+    redis_client: redis.Redis, store: JobStore, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.jobs.queue.BELL_FUNCTION", "tests.bells.heard")
+    from service.jobs import queue as bells
+    from tests.bells import RUNG
+
+    bells._template.cache_clear()
+    try:
+        for number in range(5):
+            submit(store, f"gen_{number}")
+    finally:
+        bells._template.cache_clear()
+    plain = redis.Redis.from_url(valkey_url)
+    before = len(RUNG)
+    make_worker(plain, "default").work(burst=True, logging_level="ERROR")
+    assert len(RUNG) - before == 5
+    assert list(redis_client.scan_iter("rq:job:*")) == []
+    plain.close()
+
+
+def test_one_idempotency_key_is_one_job_until_the_job_is_erased_and_never_another(store: JobStore) -> None:
+    once = Idempotency("record", "body", 60)
+    assert store.submit(make_job("gen_1"), idempotency=once, limits=ROOM).outcome == "created"
+    again = store.submit(make_job("gen_2"), idempotency=once, limits=ROOM)
+    assert (again.outcome, again.job_id) == ("replayed", "gen_1")
+    other_body = store.submit(make_job("gen_3"), idempotency=Idempotency("record", "else", 60), limits=ROOM)
+    assert (other_body.outcome, other_body.job_id) == ("mismatch", "gen_1")
+    other_tenant = store.submit(make_job("gen_4", tenant="bob"), idempotency=once, limits=ROOM)
+    assert other_tenant.outcome == "created"
+    assert store.erase("ada", "gen_1")
+    assert store.submit(make_job("gen_5"), idempotency=once, limits=ROOM).outcome == "gone"
+    for prefix in store.due_erasures():
+        store.forget(prefix)
+    assert store.submit(make_job("gen_6"), idempotency=once, limits=ROOM).outcome == "gone"
+    assert [store.get("ada", f"gen_{n}") for n in (2, 3, 5, 6)] == [None] * 4
+
+
+def test_caps_refuse_and_leave_nothing(redis_client: redis.Redis, store: JobStore) -> None:
+    redis_client.hset(key("tenant", "bob"), "max_queued", 1)
+    submit(store, "gen_1", tenant="bob")
+    assert store.submit(make_job("gen_2", tenant="bob"), limits=ROOM).outcome == "tenant_full"
+    submit(store, "gen_3")
+    assert store.submit(make_job("gen_4"), limits=SubmitLimits(1, 100)).outcome == "tenant_full"
+    assert store.submit(make_job("gen_5", tenant="eve"), limits=SubmitLimits(None, 2)).outcome == "pool_full"
+    assert set(redis_client.scan_iter(key("job", "*"))) == {key("job", "gen_1"), key("job", "gen_3")}
+
+
+def test_a_tenant_with_a_thousand_jobs_delays_another_by_one(store: JobStore) -> None:
+    for number in range(1000):
+        submit(store, f"gen_a{number}")
+    claim_all(store, 3)
+    submit(store, "gen_b", tenant="bob")
+    assert "gen_b" in [job.id for job in claim_all(store, 2)]
+
+
+def test_tenants_share_by_weight_and_cost(redis_client: redis.Redis, store: JobStore) -> None:
+    redis_client.hset(key("tenant", "bob"), "weight", 3)
+    for number in range(100):
+        submit(store, f"gen_a{number}", cost=10)
+        submit(store, f"gen_b{number}", tenant="bob", cost=10)
+        submit(store, f"gen_e{number}", tenant="eve", cost=30)
+    shares = Counter(job.tenant for job in claim_all(store, 65))
+    # In time units ada : bob : eve = 1 : 3 : 1, in jobs 3 : 9 : 1 of every 13.
+    assert shares["bob"] == pytest.approx(45, abs=3)
+    assert shares["ada"] == pytest.approx(15, abs=3)
+    assert shares["eve"] == pytest.approx(5, abs=2)
+
+
+def test_a_tenant_that_comes_back_is_not_owed_the_time_it_was_away(store: JobStore) -> None:
+    for number in range(50):
+        submit(store, f"gen_a{number}")
+    claim_all(store, 50)
+    for number in range(10):
+        submit(store, f"gen_c{number}")
+        submit(store, f"gen_b{number}", tenant="bob")
+    shares = Counter(job.tenant for job in claim_all(store, 10))
+    assert shares == {"ada": 5, "bob": 5}
+
+
+def test_high_goes_before_normal_before_low_and_every_ninth_turn_is_for_the_passed_over(store: JobStore) -> None:
+    for number in range(40):
+        submit(store, f"gen_h{number}", priority="high")
+    for number in range(4):
+        submit(store, f"gen_l{number}", priority="low")
+        submit(store, f"gen_n{number}", priority="normal")
+    order = [job.priority for job in claim_all(store, 30)]
+    assert order[:8] == ["high"] * 8
+    assert order.count("low") == 3
+    assert order.count("normal") == 3
+
+
+def test_a_running_cap_holds_a_tenant_back_and_lets_it_go_on(redis_client: redis.Redis, store: JobStore) -> None:
+    redis_client.hset(key("tenant", "ada"), "max_running", 2)
+    for number in range(4):
+        submit(store, f"gen_{number}")
+    first = claim_all(store, 4, commit=False)
+    assert len(first) == 2
+    assert store.claim("default", "more", "agent") is None
+    store.commit(first[0].id, cast("str", first[0].execution_id), Outcome(Status.SUCCEEDED))
+    third = store.claim("default", "third", "agent")
+    assert third is not None
+    assert third.id == "gen_2"
+
+
+def test_a_warm_model_goes_first_but_a_cold_one_not_last(store: JobStore) -> None:
+    submit(store, "gen_cold", model="cold")
+    for number in range(30):
+        submit(store, f"gen_warm{number}", model="warm")
+    order: list[str] = []
+    for number in range(12):
+        job = store.claim("default", f"e{number}", "agent", warm=["warm"])
+        assert job is not None
+        order.append(job.id)
+    assert order.index("gen_cold") == 8
+
+
+def test_a_lease_that_ran_out_goes_back_to_the_front_and_the_late_one_is_fenced(store: JobStore, clock: Clock) -> None:
+    submit(store, "gen_1")
+    submit(store, "gen_2")
+    assert store.claim("default", "dead", "agent1") is not None
+    clock.now_ms += LEASE_MS + 1
+    assert store.reap(take_back=False).leases == 0
+    assert store.reap(take_back=True).leases == 1
+    again = store.claim("default", "alive", "agent2")
+    assert again is not None
+    assert (again.id, again.attempt, again.losses) == ("gen_1", 2, 1)
+    assert store.renew("agent1", [Holding("gen_1", "dead")]) == ["fenced"]
+    assert store.commit("gen_1", "dead", Outcome(Status.SUCCEEDED)) == "fenced"
+    assert store.commit("gen_1", "alive", Outcome(Status.SUCCEEDED)) == "committed"
+    assert store.commit("gen_1", "dead", Outcome(Status.SUCCEEDED)) == "fenced"
+
+
+def test_a_lease_that_ran_out_but_was_not_taken_back_still_renews_and_commits(store: JobStore, clock: Clock) -> None:
+    submit(store, "gen_1")
+    store.claim("default", "slow", "agent")
+    clock.now_ms += 10 * LEASE_MS
+    assert store.renew("agent", [Holding("gen_1", "slow")]) == ["ok"]
+    clock.now_ms += 10 * LEASE_MS
+    assert store.commit("gen_1", "slow", Outcome(Status.SUCCEEDED)) == "committed"
+
+
+def test_worker_after_worker_lost_ends_the_job(store: JobStore, clock: Clock) -> None:
+    submit(store, "gen_1")
+    for number in range(10):
+        assert store.claim("default", f"e{number}", "agent") is not None
+        clock.now_ms += LEASE_MS + 1
+        store.reap(take_back=True)
+    job = store.get("ada", "gen_1")
+    assert job is not None
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert (job.error.code, job.error.retryable) == (FailureCode.WORKER_LOST, True)
+
+
+def test_a_suspect_runs_alone_and_two_deaths_alone_are_poison(store: JobStore) -> None:
+    submit(store, "gen_1")
+    store.claim("default", "e0", "agent")
+    assert store.release("gen_1", "e0", "engine_lost") is Status.QUEUED
+    submit(store, "gen_2")
+    busy = store.claim("default", "e1", "agent", idle=False)
+    assert busy is not None
+    assert busy.id == "gen_2"
+    alone = store.claim("default", "e2", "agent", idle=True)
+    assert alone is not None
+    assert (alone.id, alone.suspect, alone.strikes) == ("gen_1", True, 0)
+    assert store.release("gen_1", "e2", "engine_lost") is Status.QUEUED
+    store.claim("default", "e3", "agent")
+    assert store.release("gen_1", "e3", "engine_lost") is Status.FAILED
+    job = store.get("ada", "gen_1")
+    assert job is not None
+    assert job.error is not None
+    assert (job.error.code, job.error.retryable, job.strikes) == (FailureCode.POISON, False, 2)
+
+
+def test_a_drained_job_is_not_charged_an_attempt_nor_a_place(store: JobStore) -> None:
+    submit(store, "gen_1")
+    submit(store, "gen_2")
+    store.claim("default", "e0", "agent")
+    store.renew("agent", [Holding("gen_1", "e0", 3, 4, "denoise")])
+    assert store.release("gen_1", "e0", "drained") is Status.QUEUED
+    again = store.claim("default", "e1", "agent")
+    assert again is not None
+    assert (again.id, again.attempt, again.progress_step, again.suspect) == ("gen_1", 1, 0, False)
+
+
+def test_a_cancel_before_the_claim_is_never_started_and_one_after_it_reaches_the_agent(
+    redis_client: redis.Redis, store: JobStore
+) -> None:
+    submit(store, "gen_1")
+    canceled = store.cancel("ada", "gen_1")
+    assert canceled is not None
+    assert canceled.status is Status.CANCELED
+    assert store.claim("default", "e0", "agent") is None
+    submit(store, "gen_2")
+    store.claim("default", "e1", "agent")
+    orders = redis_client.pubsub(ignore_subscribe_messages=True)
+    orders.subscribe(key("orders", "agent"))
+    orders.get_message(timeout=1)
+    running = store.cancel("ada", "gen_2")
+    assert running is not None
+    assert (running.status, running.cancel_requested) == (Status.RUNNING, True)
+    message = orders.get_message(timeout=5)
+    assert message is not None
+    assert message["data"] == "cancel e1"
+    orders.close()
+    assert store.renew("agent", [Holding("gen_2", "e1")]) == ["cancel"]
+    assert store.commit("gen_2", "e1", Outcome(Status.CANCELED)) == "committed"
+    ended = store.cancel("ada", "gen_2")
+    assert ended is not None
+    assert ended.status is Status.CANCELED
+
+
+def test_deadlines_end_waiting_and_running_jobs(redis_client: redis.Redis, store: JobStore, clock: Clock) -> None:
+    submit(store, "gen_wait", start_by_ms=clock.now_ms + 1000)
+    submit(store, "gen_run", finish_by_ms=clock.now_ms + 5000, start_by_ms=clock.now_ms + 800, priority="high")
+    store.claim("default", "e0", "agent")
+    clock.now_ms += 1000
+    assert store.claim("default", "e1", "agent") is None
+    waiting = store.get("ada", "gen_wait")
+    assert waiting is not None
+    assert waiting.status is Status.EXPIRED
+    clock.now_ms += 4000
+    assert store.reap(take_back=False).deadlines == 1
+    job = store.get("ada", "gen_run")
+    assert job is not None
+    assert job.status is Status.EXPIRED
+    assert job.error is not None
+    assert job.error.code == FailureCode.DEADLINE_EXCEEDED
+    assert store.commit("gen_run", "e0", Outcome(Status.SUCCEEDED)) == "fenced"
+
+
+def test_an_erased_job_keeps_nothing_even_when_its_result_comes_later(
+    redis_client: redis.Redis, store: JobStore
+) -> None:
+    submit(store, "gen_1", labels={"who": "SECRET"})
+    store.claim("default", "e0", "agent")
+    assert store.erase("ada", "gen_1")
+    image = ResultImage(index=0, seed=1, width_px=64, height_px=64, key="ada/2026/11/gen_1/e0/0.png")
+    store.commit("gen_1", "e0", Outcome(Status.SUCCEEDED, images=(image,), timings=Timings()))
+    stored = redis_client.hgetall(key("job", "gen_1"))
+    assert stored["status"] == "canceled"
+    assert "SECRET" not in str(stored)
+    assert "red circle" not in str(stored)
+    assert "0.png" not in str(stored)
+    assert store.due_erasures() == ["ada/2026/11/gen_1/"]
+    assert store.due_erasures() == []
+    assert store.forget("ada/2026/11/gen_1/")
+    assert redis_client.exists(key("job", "gen_1")) == 0
+
+
+def test_a_record_is_due_when_its_retention_is_over(store: JobStore, clock: Clock) -> None:
+    submit(store, "gen_1", retain_ms=60_000)
+    claim_all(store, 1)
+    clock.now_ms += 59_999
+    assert store.due_erasures() == []
+    clock.now_ms += 1
+    assert store.due_erasures() == ["ada/2026/11/gen_1/"]
+
+
+def test_the_outbox_names_started_once_and_the_end_replaces_it(redis_client: redis.Redis, store: JobStore) -> None:
+    submit(store, "gen_1", webhook_url="https://example.com/hook")
+    store.claim("default", "e0", "agent")
+    assert redis_client.zrange(key("outbox"), 0, -1) == ["evt_gen_1_started"]
+    redis_client.zrem(key("outbox"), "evt_gen_1_started")
+    redis_client.delete(key("event", "evt_gen_1_started"))
+    store.release("gen_1", "e0", "drained")
+    store.claim("default", "e1", "agent")
+    assert redis_client.zcard(key("outbox")) == 0
+    error = JobError(code="internal", message="m", retryable=True)
+    store.commit("gen_1", "e1", Outcome(Status.FAILED, error=error))
+    assert redis_client.zrange(key("outbox"), 0, -1) == ["evt_gen_1_failed"]
+    event = redis_client.hgetall(key("event", "evt_gen_1_failed"))
+    assert (event["job"], event["type"]) == ("gen_1", "generation.failed")
+    assert event["revision"] == redis_client.hget(key("job", "gen_1"), "revision")
+
+
+def test_usage_counts_requests_images_and_device_time(redis_client: redis.Redis, store: JobStore, clock: Clock) -> None:
+    submit(store, "gen_1")
+    store.claim("default", "e0", "agent")
+    images = tuple(ResultImage(index=n, seed=n, width_px=64, height_px=64, key=f"k{n}") for n in range(3))
+    outcome = Outcome(Status.SUCCEEDED, images=images, timings=Timings(gpu_s=1.25))
+    store.commit("gen_1", "e0", outcome)
+    store.commit("gen_1", "e0", outcome)
+    usage = redis_client.hgetall(key("usage", "ada", str(clock.now_ms // 86_400_000)))
+    assert usage == {"requests": "1", "images": "3", "gpu_ms": "1250"}
+
+
+def test_two_claims_of_one_execution_are_one_job(store: JobStore) -> None:
+    submit(store, "gen_1")
+    submit(store, "gen_2")
+    assert store.claim("default", "same", "agent") == store.claim("default", "same", "agent")
+    other = store.claim("default", "other", "agent")
+    assert other is not None
+    assert other.id == "gen_2"
