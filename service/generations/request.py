@@ -1,0 +1,142 @@
+"""What a caller may ask for. Types and absolute bounds are here; what a model allows is in `specification`.
+
+Numbers are strict: `true`, `"12"` and `7.0` are no integers. Absent and null mean the same.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from service.contract.generation import SEED_MAX, ImageFormat, SigmaSpacing, Task
+from service.contract.job import Priority
+
+#: s; deadlines and retention are whole seconds.
+WEEK_S = 7 * 86_400
+
+PROMPT_MAX_CHARS = 8000
+LABELS_MAX = 16
+RETAIN_MAX_S = 10 * 365 * 86_400
+
+
+def _unit(unit: str) -> dict[str, Any]:
+    """Note a field's unit in its schema, where messages find it too."""
+    return {"x-unit": unit}
+
+
+class _Strict(BaseModel):
+    # An error's text would repeat the prompt: `hide_input_in_errors` keeps it out of every traceback.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class Asset(_Strict):
+    """An input picture: PNG, JPEG or WebP, one frame."""
+
+    base64: Annotated[str, Field(min_length=1, description="The file, in standard base64 (RFC 4648 §4) with padding.")]
+
+
+class OutputRequest(_Strict):
+    """How pictures are encoded."""
+
+    format: Annotated[ImageFormat | None, Field(description="Default: png.")] = None
+    quality: Annotated[
+        int | None, Field(ge=1, le=100, description="For jpeg and webp; png is lossless and has none. Default: 90.")
+    ] = None
+    embed_parameters: Annotated[
+        bool | None,
+        Field(description="Write the request into the file, hidden prompts and all, for whoever gets it. Default: no."),
+    ] = None
+
+
+LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+LabelValue = Annotated[str, StringConstraints(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+_EXAMPLE = {"prompt": "a red circle on a blue background", "seed": 7, "steps": 20}
+
+
+class GenerationRequest(_Strict):
+    """The body of `POST /v1/generations`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    task: Annotated[Task | None, Field(description="Default: text-to-image.")] = None
+    model: Annotated[
+        str | None, Field(min_length=1, max_length=64, description="An id of `GET /v1/models`; absent = the default.")
+    ] = None
+    prompt: Annotated[str, Field(max_length=PROMPT_MAX_CHARS, json_schema_extra=_unit("characters"))]
+    negative_prompt: Annotated[
+        str | None, Field(max_length=PROMPT_MAX_CHARS, json_schema_extra=_unit("characters"))
+    ] = None
+    width: Annotated[
+        int | None,
+        Field(ge=8, le=16384, json_schema_extra=_unit("px"), description="A multiple of the model's size_step_px."),
+    ] = None
+    height: Annotated[
+        int | None,
+        Field(ge=8, le=16384, json_schema_extra=_unit("px"), description="A multiple of the model's size_step_px."),
+    ] = None
+    steps: Annotated[int | None, Field(ge=1, le=1000, json_schema_extra=_unit("denoising steps"))] = None
+    guidance_scale: Annotated[
+        float | None, Field(ge=0, le=100, description="Classifier-free guidance; at 1 and below it is off.")
+    ] = None
+    guidance_rescale: Annotated[
+        float | None, Field(ge=0, le=1, description="φ of Lin et al. 2023, section 3.4. Default: 0.")
+    ] = None
+    eta: Annotated[
+        float | None, Field(ge=0, le=1, description="η of DDIM; other schedulers ignore it. Default: 0.")
+    ] = None
+    scheduler: Annotated[
+        str | None, Field(min_length=1, max_length=64, description="An id of `GET /v1/schedulers`.")
+    ] = None
+    sigmas: Annotated[
+        SigmaSpacing | None, Field(description="Spacing of the noise levels, where the scheduler has a choice.")
+    ] = None
+    seed: Annotated[
+        int | None, Field(ge=0, le=SEED_MAX, description="Image i uses seed + i. Absent = drawn, and reported.")
+    ] = None
+    num_images: Annotated[
+        int | None, Field(ge=1, le=64, json_schema_extra=_unit("images"), description="Default: 1.")
+    ] = None
+    image: Annotated[Asset | None, Field(description="For image-to-image and inpaint.")] = None
+    mask: Annotated[Asset | None, Field(description="For inpaint: white is drawn anew.")] = None
+    strength: Annotated[
+        float | None,
+        Field(gt=0, le=1, description="Denoising strength: min(int(steps × strength), steps) steps run."),
+    ] = None
+    output: OutputRequest | None = None
+    priority: Annotated[Priority | None, Field(description="Capped by the tenant's highest. Default: normal.")] = None
+    start_within_s: Annotated[
+        int | None, Field(ge=1, le=WEEK_S, json_schema_extra=_unit("s"), description="Not started by then: expired.")
+    ] = None
+    finish_within_s: Annotated[
+        int | None, Field(ge=1, le=WEEK_S, json_schema_extra=_unit("s"), description="Not ended by then: expired.")
+    ] = None
+    retain_s: Annotated[
+        int | None,
+        Field(
+            ge=60,
+            le=RETAIN_MAX_S,
+            json_schema_extra=_unit("s"),
+            description="How long the record and the pictures are kept after the end; the server may allow less.",
+        ),
+    ] = None
+    labels: Annotated[
+        dict[LabelName, LabelValue] | None,
+        Field(max_length=LABELS_MAX, json_schema_extra=_unit("pairs"), description="Echoed back, and filterable."),
+    ] = None
+
+
+#: Names that people know from elsewhere, and what to say to them.
+FOREIGN_FIELDS: dict[str, str] = {
+    "url": 'pictures by URL are not taken by this version; send {"base64": "…"}',
+    "upload_id": 'uploads are not taken by this version; send {"base64": "…"}',
+    "num_inference_steps": "its name here is steps",
+    "cfg_scale": "its name here is guidance_scale",
+    "sampler": "its name here is scheduler",
+    "sampler_name": "its name here is scheduler",
+    "denoising_strength": "its name here is strength",
+    "n": "its name here is num_images",
+    "init_image": "its name here is image",
+    "mask_image": "its name here is mask",
+}

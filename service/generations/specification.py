@@ -1,0 +1,224 @@
+"""From a request to a specification: every default filled in from the model card, every limit checked. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.contract.catalog import ModelCard
+from service.contract.errors import FieldError, InvalidRequest, Unavailable
+from service.contract.generation import SEED_MAX, GenerationSpec, Output, Task
+from service.contract.schedulers import ALIASES, SCHEDULERS
+from service.generations.field_errors import MAX_ERRORS, field_errors, nearest
+from service.generations.request import GenerationRequest
+
+#: Quality of JPEG and WebP where none is asked for: no artefact that one sees at 100 %, a third of the bytes of 100.
+DEFAULT_QUALITY = 90
+
+#: Which pictures a task needs.
+_NEEDS: Mapping[Task, frozenset[str]] = {
+    "text-to-image": frozenset(),
+    "image-to-image": frozenset({"image"}),
+    "inpaint": frozenset({"image", "mask"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A checked request; only the input pictures are not stored yet."""
+
+    card: ModelCard
+    request: GenerationRequest
+    #: Without `image` and `mask`.
+    spec: GenerationSpec
+    #: Denoiser rows × steps, in units of the model's native size: what fairness is measured in.
+    cost: float
+
+
+@dataclass(slots=True)
+class _Findings:
+    """What is wrong so far. A field that was refused once is not judged again."""
+
+    errors: list[FieldError] = field(default_factory=list)
+
+    def refused(self, where: str) -> bool:
+        return any(each.pointer == where or each.pointer.startswith(f"{where}/") for each in self.errors)
+
+    def add(self, where: str, message: str) -> None:
+        if not self.refused(where):
+            self.errors.append(FieldError(where, message))
+
+
+def draft(
+    body: Mapping[str, Any], cards: Sequence[ModelCard], *, draw_seed: Callable[[int], int], retain_max_s: int
+) -> Draft:
+    """Return the request with every default filled in.
+
+    `draw_seed(n)` returns a number in [0, n). Raises `InvalidRequest` with everything that is wrong at once, or
+    `Unavailable` where no model is registered at all.
+    """
+    if not cards:
+        raise Unavailable("No worker has shown a model yet.")
+    findings = _Findings()
+    request = _typed(body, findings)
+    card = _model(request, cards, findings)
+    if card is None:
+        raise InvalidRequest(findings.errors[:MAX_ERRORS])
+    spec = _specification(request, card, findings, draw_seed)
+    if request.retain_s is not None and request.retain_s > retain_max_s:
+        findings.add("/retain_s", f"must be at most {retain_max_s} s on this server")
+    if findings.errors:
+        raise InvalidRequest(findings.errors[:MAX_ERRORS])
+    return Draft(card, request, spec, cost=_cost(spec, card))
+
+
+def steps_run(steps: int, strength: float | None) -> int:
+    """Return how many denoising steps really run, exactly as diffusers counts them."""
+    return steps if strength is None else min(int(steps * strength), steps)
+
+
+def _typed(body: Mapping[str, Any], findings: _Findings) -> GenerationRequest:
+    """Return the request; of a wrong one, what is right of it, so that all errors are found at once."""
+    try:
+        return GenerationRequest.model_validate(body)
+    except ValidationError as err:
+        findings.errors.extend(field_errors(err))
+        wrong = {str(each["loc"][0]) for each in err.errors(include_url=False, include_input=False)}
+        right = {name: value for name, value in body.items() if name not in wrong}
+        return GenerationRequest.model_validate({"prompt": "", **right})
+
+
+def _model(request: GenerationRequest, cards: Sequence[ModelCard], findings: _Findings) -> ModelCard | None:
+    if request.model is None:
+        return next((card for card in cards if card.default), cards[0])
+    for card in cards:
+        if card.id == request.model:
+            return card
+    close = nearest(request.model, [card.id for card in cards])
+    findings.add("/model", f"is not a model of this server{close or '; GET /v1/models lists them'}")
+    return None
+
+
+def _specification(
+    request: GenerationRequest, card: ModelCard, findings: _Findings, draw_seed: Callable[[int], int]
+) -> GenerationSpec:
+    task = request.task or "text-to-image"
+    if task not in card.tasks:
+        findings.add("/task", f"is not what the model {card.id} does: {', '.join(card.tasks)}")
+    _check_pictures(request, task, findings)
+    width, height = _size(request, card, findings)
+    steps = request.steps or card.steps
+    if steps > card.limits.max_steps:
+        findings.add("/steps", f"must be at most {card.limits.max_steps} denoising steps for the model {card.id}")
+    strength = _strength(request, card, task, steps, findings)
+    num_images = request.num_images or 1
+    if num_images > card.limits.max_images:
+        findings.add("/num_images", f"must be at most {card.limits.max_images} images for the model {card.id}")
+    scheduler = _scheduler(request, card, findings)
+    return GenerationSpec(
+        task=task,
+        model=card.id,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt or "",
+        width=width,
+        height=height,
+        steps=steps,
+        guidance_scale=card.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        guidance_rescale=request.guidance_rescale or 0.0,
+        eta=request.eta or 0.0,
+        scheduler=scheduler,
+        sigmas=request.sigmas,
+        seed=_seed(request, num_images, findings, draw_seed),
+        num_images=num_images,
+        strength=strength,
+        output=_output(request, findings),
+    )
+
+
+def _check_pictures(request: GenerationRequest, task: Task, findings: _Findings) -> None:
+    if findings.refused("/task"):
+        return
+    for name, asset in (("image", request.image), ("mask", request.mask)):
+        if name in _NEEDS[task] and asset is None:
+            findings.add(f"/{name}", f"is required for {task}")
+        if name not in _NEEDS[task] and asset is not None:
+            findings.add(f"/{name}", f"has no place in {task}; leave it out, or name the task that uses it")
+
+
+def _size(request: GenerationRequest, card: ModelCard, findings: _Findings) -> tuple[int, int]:
+    limits, step = card.limits, card.size_step_px
+    width, height = request.width or card.width, request.height or card.height
+    fitting = True
+    for name, side in (("width", width), ("height", height)):
+        if side % step or not limits.min_side_px <= side <= limits.max_side_px:
+            findings.add(
+                f"/{name}",
+                f"must be a multiple of {step} px, {limits.min_side_px} to {limits.max_side_px} px, "
+                f"for the model {card.id}",
+            )
+            fitting = False
+    if fitting and width * height > limits.max_pixels:
+        findings.add("/width", f"width × height must be at most {limits.max_pixels} px² for the model {card.id}")
+    return width, height
+
+
+def _strength(request: GenerationRequest, card: ModelCard, task: Task, steps: int, findings: _Findings) -> float | None:
+    if task == "text-to-image":
+        if request.strength is not None and not findings.refused("/task"):
+            findings.add("/strength", "has no place in text-to-image: there is no picture to keep anything of")
+        return None
+    strength = card.strength if request.strength is None else request.strength
+    if steps_run(steps, strength) < 1:
+        least = math.ceil(1000 / steps) / 1000
+        findings.add("/strength", f"must be at least {least:g} for {steps} steps: at least one has to run")
+    return strength
+
+
+def _seed(request: GenerationRequest, num_images: int, findings: _Findings, draw_seed: Callable[[int], int]) -> int:
+    highest = SEED_MAX - (num_images - 1)
+    if request.seed is None:
+        return draw_seed(highest + 1)
+    if request.seed > highest:
+        findings.add("/seed", f"must be at most {highest} for {num_images} images: image i uses seed + i")
+    return request.seed
+
+
+def _scheduler(request: GenerationRequest, card: ModelCard, findings: _Findings) -> str:
+    asked = request.scheduler
+    name = card.scheduler if asked is None else ALIASES.get(asked, asked)
+    if name not in SCHEDULERS:
+        titles = {spec.title.lower(): each for each, spec in SCHEDULERS.items()}
+        close = titles.get(name.lower())
+        hint = f"; did you mean {close}?" if close else nearest(name, [*SCHEDULERS, *ALIASES])
+        findings.add("/scheduler", f"is not a scheduler{hint or '; GET /v1/schedulers lists them'}")
+    elif name not in card.schedulers and name != card.scheduler:
+        findings.add("/scheduler", f"is not offered by the model {card.id}: {', '.join(card.schedulers)}")
+    elif (
+        request.sigmas is not None
+        and request.sigmas not in SCHEDULERS[name].spacings
+        and not findings.refused("/scheduler")
+    ):
+        allowed = ", ".join(SCHEDULERS[name].spacings)
+        findings.add("/sigmas", f"the scheduler {name} takes {allowed or 'no choice of spacing'}")
+    return name
+
+
+def _output(request: GenerationRequest, findings: _Findings) -> Output:
+    asked = request.output
+    if asked is None:
+        return Output()
+    image_format = asked.format or "png"
+    if image_format == "png" and asked.quality is not None:
+        findings.add("/output/quality", "has no place in png, which is lossless; ask for jpeg or webp, or leave it out")
+    quality = None if image_format == "png" else asked.quality or DEFAULT_QUALITY
+    return Output(format=image_format, quality=quality, embed_parameters=bool(asked.embed_parameters))
+
+
+def _cost(spec: GenerationSpec, card: ModelCard) -> float:
+    rows = spec.num_images * (2 if spec.guidance_scale > 1 else 1)
+    area = (spec.width * spec.height) / (card.width * card.height)
+    return rows * steps_run(spec.steps, spec.strength) * area

@@ -1,0 +1,205 @@
+"""Accepting a generation: check everything, store the input pictures, then one script that accepts it or not."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+
+from service.contract.errors import (
+    FieldError,
+    Gone,
+    IdempotencyMismatch,
+    InvalidRequest,
+    LimitReached,
+    Overloaded,
+    Unavailable,
+)
+from service.contract.generation import StoredInput
+from service.contract.job import Job
+from service.generations.idempotency import IdempotentCall
+from service.generations.ids import GenerationIds
+from service.generations.models import ModelDirectory
+from service.generations.pictures import Picture, PictureLimits, PictureRefused, read_picture
+from service.generations.specification import Draft, draft
+from service.jobs.async_store import AsyncJobStore
+from service.jobs.commands import Idempotency, Submission, SubmitLimits
+from service.storage.keys import job_prefix
+from service.storage.s3 import ObjectStorage
+from service.tenants.authentication import Caller
+
+log = structlog.get_logger(__name__)
+
+_DAY_S = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitRules:
+    """What this server takes."""
+
+    #: s; where the request does not say, and at most.
+    retain_s: int
+    retain_max_s: int
+    #: Jobs waiting in one pool.
+    pool_queued: int
+    pictures: PictureLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """An accepted generation."""
+
+    job: Job
+    #: It was accepted before, under the same Idempotency-Key.
+    replayed: bool
+
+
+class Admission(Protocol):
+    """Whether the system as a whole has room."""
+
+    def check(self) -> None:
+        """Return, or raise `Overloaded`."""
+        ...
+
+
+class SubmitGeneration:
+    """The use case. One round trip to Redis where there are no input pictures."""
+
+    def __init__(
+        self,
+        *,
+        store: AsyncJobStore,
+        storage: ObjectStorage,
+        models: ModelDirectory,
+        ids: GenerationIds,
+        admission: Admission,
+        rules: SubmitRules,
+        threads: Executor,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._store = store
+        self._storage = storage
+        self._models = models
+        self._ids = ids
+        self._admission = admission
+        self._rules = rules
+        self._threads = threads
+        self._now_ms = now_ms
+
+    async def submit(
+        self, caller: Caller, body: Mapping[str, Any], *, call: IdempotentCall | None, request_id: str
+    ) -> Submitted:
+        """Accept what a body asks for.
+
+        Raises `InvalidRequest` with every wrong field, `IdempotencyMismatch`, `Gone` for the key of an erased job,
+        `LimitReached`, `Overloaded`, `Unavailable`. After any of them nothing is queued.
+        """
+        cards = await self._models.cards()
+        drafted = draft(body, cards, draw_seed=secrets.randbelow, retain_max_s=self._rules.retain_max_s)
+        pictures = await self._pictures(drafted)
+        self._admission.check()
+        job = self._job(caller, drafted, request_id)
+        if not pictures:
+            return await self._accept(job, call, None)
+        prefix = job.object_prefix
+        await self._store.stage_inputs(prefix)
+        accepted = False
+        try:
+            stored = await self._upload(pictures, prefix)
+            job = job.model_copy(update={"spec": job.spec.model_copy(update=stored)})
+            submitted = await self._accept(job, call, prefix)
+            accepted = not submitted.replayed
+        finally:
+            if not accepted:
+                await self._discard(prefix)
+        return submitted
+
+    async def _pictures(self, drafted: Draft) -> dict[str, Picture]:
+        """Return the input pictures by field; raises `InvalidRequest`."""
+        assets = {"image": drafted.request.image, "mask": drafted.request.mask}
+        loop = asyncio.get_running_loop()
+        pictures: dict[str, Picture] = {}
+        errors: list[FieldError] = []
+        for name, asset in assets.items():
+            if asset is None:
+                continue
+            try:
+                pictures[name] = await loop.run_in_executor(
+                    self._threads, read_picture, asset.base64, self._rules.pictures
+                )
+            except PictureRefused as err:
+                errors.append(FieldError(f"/{name}/base64", str(err)))
+        if errors:
+            raise InvalidRequest(errors)
+        return pictures
+
+    async def _upload(self, pictures: Mapping[str, Picture], prefix: str) -> dict[str, StoredInput]:
+        loop = asyncio.get_running_loop()
+        uploads = [
+            loop.run_in_executor(self._threads, picture.store, self._storage, prefix, index)
+            for index, picture in enumerate(pictures.values())
+        ]
+        return dict(zip(pictures, await asyncio.gather(*uploads), strict=True))
+
+    async def _discard(self, prefix: str) -> None:
+        """Have the uploaded inputs erased; if Redis is away too, staging does it within the hour."""
+        try:
+            await self._store.unstage_inputs(prefix)
+        except (Unavailable, Overloaded):
+            log.info("inputs_left_to_staging")
+
+    def _job(self, caller: Caller, drafted: Draft, request_id: str) -> Job:
+        request, now_ms = drafted.request, self._now_ms()
+        job_id = self._ids.new(caller.tenant, now_ms)
+        return Job(
+            id=job_id,
+            tenant=caller.tenant,
+            pool=drafted.card.pool,
+            priority=caller.limits.capped(request.priority or "normal"),
+            cost=drafted.cost,
+            model=drafted.card.id,
+            spec=drafted.spec,
+            object_prefix=job_prefix(caller.tenant, now_ms, job_id),
+            created_ms=now_ms,
+            start_by_ms=_after(now_ms, request.start_within_s),
+            finish_by_ms=_after(now_ms, request.finish_within_s),
+            retain_ms=1000 * (request.retain_s or self._rules.retain_s),
+            labels=request.labels or {},
+            request_id=request_id,
+        )
+
+    async def _accept(self, job: Job, call: IdempotentCall | None, prefix: str | None) -> Submitted:
+        submission = await self._store.submit(
+            job,
+            idempotency=call and Idempotency(call.record, call.body_sha256, max(_DAY_S, job.retain_ms // 1000)),
+            limits=SubmitLimits(tenant_queued=None, pool_queued=self._rules.pool_queued),
+            inputs_prefix=prefix,
+        )
+        if submission.outcome == "created":
+            return Submitted(job, replayed=False)
+        return Submitted(await self._earlier(job.tenant, submission), replayed=True)
+
+    async def _earlier(self, tenant: str, submission: Submission) -> Job:
+        """Return the job of a replayed call, or raise what any other outcome means."""
+        match submission.outcome:
+            case "mismatch":
+                raise IdempotencyMismatch
+            case "tenant_full":
+                raise LimitReached("As many generations as this tenant may have are waiting.")
+            case "pool_full":
+                raise Overloaded
+            case _:
+                job = await self._store.get(tenant, submission.job_id)
+                if job is None:
+                    raise Gone("The generation of this Idempotency-Key was erased.")
+                return job
+
+
+def _after(now_ms: int, seconds: int | None) -> int | None:
+    return None if seconds is None else now_ms + 1000 * seconds
