@@ -1,0 +1,55 @@
+"""The engine child: `python -m worker.engine --fd-in N --fd-out M`.
+
+Talks over two inherited pipes (`service.contract.engine`), holds no credentials, opens no port and no file but models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from typing import NoReturn
+
+from service.telemetry.logs import configure_logging
+from worker.engine.channel import Inbox, Outbox
+
+
+def main() -> NoReturn:
+    """Run until the agent closes its end of the pipe."""
+    arguments = _arguments()
+    # Ctrl-C reaches the whole process group; what to do about it is the agent's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Nothing of ours writes to stdout; what a library writes belongs into the log.
+    os.dup2(2, 1)
+    configure_logging(arguments.log_format, arguments.log_level)
+    for descriptor in (arguments.fd_in, arguments.fd_out):
+        os.set_inheritable(descriptor, False)
+    inbox = Inbox(os.fdopen(arguments.fd_in, "rb"))
+    inbox.start()
+
+    # Five seconds of imports, with the pipe already watched and SIGINT ignored.
+    import torch  # noqa: PLC0415 - see above
+
+    from worker.engine.loop import Engine  # noqa: PLC0415 - see above
+    from worker.pipelines.loading import quiet_libraries  # noqa: PLC0415 - see above
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    quiet_libraries()
+    Engine(inbox, Outbox(os.fdopen(arguments.fd_out, "wb"))).run()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m worker.engine", description="Started by the agent; see its module."
+    )
+    parser.add_argument("--fd-in", type=int, required=True, help="pipe with the agent's messages")
+    parser.add_argument("--fd-out", type=int, required=True, help="pipe for the answers")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 leaves its own choice")
+    parser.add_argument("--log-format", choices=("console", "json"), default="console")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The two pipes to the agent. Imports no torch, so that the child watches its pipe before the long imports begin."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import structlog
+
+from service.contract.engine import TO_ENGINE, Cancel, FromEngine, Generate, LoadModel, Shutdown
+from service.contract.framing import Buffer, FramingError, read_frame, write_frame
+
+log = structlog.get_logger()
+
+
+class Inbox:
+    """Messages of the agent, read by a thread of its own so that a cancel is seen while the engine draws.
+
+    The end of the pipe means that the agent is gone: the process exits at once, whatever it does, and leaves no
+    orphan behind.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._work: queue.SimpleQueue[tuple[LoadModel | Generate, list[bytes]]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        #: Executions that were asked for and not answered yet → whether they were canceled.
+        self._open: dict[str, bool] = {}
+
+    def start(self) -> None:
+        """Begin to read."""
+        threading.Thread(target=self._read, name="inbox", daemon=True).start()
+
+    def next(self) -> tuple[LoadModel | Generate, list[bytes]]:
+        """Return the next piece of work with its buffers; wait for one."""
+        return self._work.get()
+
+    def is_canceled(self, execution_id: str) -> bool:
+        """Return whether the agent wants this execution stopped."""
+        with self._lock:
+            return self._open.get(execution_id, False)
+
+    def close(self, execution_id: str) -> None:
+        """Forget an execution that was answered; later cancels of it are ignored."""
+        with self._lock:
+            self._open.pop(execution_id, None)
+
+    def _read(self) -> None:
+        try:
+            while (frame := read_frame(self._stream, TO_ENGINE)) is not None:
+                self._take(*frame)
+        except (FramingError, OSError):
+            log.exception("engine_pipe_broken")
+            os._exit(os.EX_PROTOCOL)
+        os._exit(os.EX_OK)
+
+    def _take(self, message: LoadModel | Generate | Cancel | Shutdown, buffers: list[bytes]) -> None:
+        match message:
+            case Shutdown():
+                os._exit(os.EX_OK)
+            case Cancel():
+                with self._lock:
+                    if message.execution_id in self._open:
+                        self._open[message.execution_id] = True
+            case Generate():
+                with self._lock:
+                    self._open[message.execution_id] = False
+                self._work.put((message, buffers))
+            case LoadModel():
+                self._work.put((message, buffers))
+
+
+class Outbox:
+    """Messages to the agent; for one thread."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def send(self, message: FromEngine, buffers: Sequence[Buffer] = ()) -> None:
+        """Write one message; when the agent no longer reads, the process exits."""
+        try:
+            write_frame(self._stream, message, buffers)
+        except OSError:
+            os._exit(os.EX_OK)

@@ -1,0 +1,221 @@
+"""One request, from its message to its pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import diffusers
+import numpy as np
+import PIL.Image
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from service.contract.engine import Finished, FromEngine, Generate, ImageDrawn, Phase, PhaseStarted, StepDone
+from service.contract.errors import FailureCode
+from service.contract.framing import Buffer
+from service.contract.generation import Receipt
+from worker.engine.faults import Fault, classify, free_memory
+from worker.engine.phases import Phases
+from worker.pipelines import stages, tasks
+from worker.pipelines.errors import Refusal
+from worker.pipelines.loading import LoadedModel, Pipeline
+
+T = TypeVar("T")
+
+#: In a receipt: the autoencoder ran in float32 though the model is kept in another format.
+VAE_FLOAT32 = "vae-float32"
+
+_NUMERICAL = "The model gave no finite picture for this request; other settings or another seed may do."
+_NO_MEMORY = "The device ran out of memory, also when the request was drawn alone; ask for a smaller picture."
+
+
+class Send(Protocol):
+    """Tell the agent something, with buffers beside it."""
+
+    def __call__(self, message: FromEngine, buffers: Sequence[Buffer] = ()) -> None: ...
+
+
+class Drawing:
+    """One execution: draws its images one after the other and tells the agent of every step.
+
+    Image i comes from seed + i and from nothing else, so that it is the same in whatever company it is drawn. All
+    images share the encoded prompts. A fault leaves the model usable for the next execution.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        request: Generate,
+        buffers: Sequence[bytes],
+        *,
+        send: Send,
+        is_canceled: Callable[[], bool],
+    ) -> None:
+        self._model = model
+        self._spec = request.spec
+        self._execution_id = request.execution_id
+        self._image, self._mask = _pictures(request, buffers)
+        self._send = send
+        self._is_canceled = is_canceled
+        self._phases = Phases(self._tell_phase)
+        self._degraded: set[str] = set()
+        self._scheduler_sha256 = ""
+        self._calls_per_image = 0
+
+    @torch.no_grad()
+    def run(self) -> Finished:
+        """Draw and send every image; return the closing message. Raises `Refusal` when there is none to send."""
+        self._stop_if_canceled()
+        tasks.check_supported(self._model, self._spec)
+        stages.check_prompts(self._model, self._spec)
+        self._calls_per_image = tasks.count_calls(self._model, self._spec)
+        self._phases.enter("encode")
+        embeddings = self._with_room(lambda: stages.encode_prompts(self._model, self._spec))
+        for index in range(self._spec.num_images):
+            pixels = self._with_room(lambda index=index: self._draw(index, embeddings))
+            self._tell_image(index, pixels)
+        self._phases.leave()
+        return Finished(
+            execution_id=self._execution_id,
+            encode_s=self._phases.spent_s("encode"),
+            denoise_s=self._phases.spent_s("denoise"),
+            decode_s=self._phases.spent_s("decode"),
+            receipt=self._receipt(),
+        )
+
+    def _draw(self, index: int, embeddings: dict[str, torch.Tensor | None]) -> NDArray[np.uint8] | None:
+        """Return the pixels of one image, or None when the safety checker holds it back."""
+        latents = self._denoise(index, embeddings)
+        if not _finite(latents) and self._image is not None and self._may_upcast():
+            # The input picture was encoded by the autoencoder first, the one part that is known to overflow.
+            latents = self._denoise(index, embeddings, encode_in_float32=True)
+        if not _finite(latents):
+            raise Refusal(FailureCode.NUMERICAL_ERROR, _NUMERICAL)
+        self._phases.enter("decode")
+        self._stop_if_canceled()
+        picture = stages.decode(self._model, latents)
+        if not _sound(picture) and self._may_upcast():
+            picture = stages.decode(self._model, latents, in_float32=True)
+        if not _sound(picture):
+            raise Refusal(FailureCode.NUMERICAL_ERROR, _NUMERICAL)
+        return None if stages.is_flagged(self._model, picture) else stages.to_pixels(picture)
+
+    def _denoise(
+        self, index: int, embeddings: dict[str, torch.Tensor | None], *, encode_in_float32: bool = False
+    ) -> torch.Tensor:
+        self._phases.enter("encode")
+        seed = self._spec.seed + index
+        pipeline = tasks.task_pipeline(self._model, self._spec, seed=seed)
+        self._scheduler_sha256 = self._scheduler_sha256 or _config_sha256(pipeline)
+
+        def call(denoiser: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            self._phases.enter("denoise")
+            self._stop_if_canceled()
+            return denoiser(*args, **kwargs)
+
+        try:
+            return stages.denoise(
+                pipeline,
+                embeddings,
+                tasks.call_arguments(self._model, self._spec, self._image, self._mask),
+                seed=seed,
+                call=call,
+                on_step=lambda step: self._tell_step(index * self._calls_per_image + step),
+                encode_in_float32=encode_in_float32,
+            )
+        finally:
+            stages.restore_dtype(self._model)
+
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """Return what `work` does; where memory runs out, free what can be freed and try once more."""
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as err:
+            if classify(err) is not Fault.OUT_OF_MEMORY:
+                raise
+        free_memory()
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as err:
+            if classify(err) is not Fault.OUT_OF_MEMORY:
+                raise
+            raise Refusal(FailureCode.OUT_OF_MEMORY, _NO_MEMORY) from err
+
+    def _may_upcast(self) -> bool:
+        """Return whether float32 is a way out, and note that it was taken."""
+        if self._model.dtype == torch.float32:
+            return False
+        self._degraded.add(VAE_FLOAT32)
+        return True
+
+    def _stop_if_canceled(self) -> None:
+        if self._is_canceled():
+            raise Refusal("canceled", "Canceled.")
+
+    def _tell_phase(self, phase: Phase) -> None:
+        self._send(PhaseStarted(execution_id=self._execution_id, phase=phase))
+
+    def _tell_step(self, done: int) -> None:
+        total = self._calls_per_image * self._spec.num_images
+        self._send(StepDone(execution_id=self._execution_id, step=done, steps=total))
+        self._stop_if_canceled()
+
+    def _tell_image(self, index: int, pixels: NDArray[np.uint8] | None) -> None:
+        message = ImageDrawn(
+            execution_id=self._execution_id,
+            index=index,
+            seed=self._spec.seed + index,
+            width_px=self._spec.width,
+            height_px=self._spec.height,
+            flagged=pixels is None,
+        )
+        self._send(message, [] if pixels is None else [pixels.data.cast("B")])
+
+    def _receipt(self) -> Receipt:
+        device = str(self._model.device)
+        if self._model.device.type == "cuda":
+            device = f"{device} ({torch.cuda.get_device_name(self._model.device)})"
+        return Receipt(
+            model_sha256=self._model.card.sha256,
+            scheduler_config_sha256=self._scheduler_sha256,
+            versions=library_versions(),
+            device=device,
+            dtype=self._model.card.dtype,
+            degraded=tuple(sorted(self._degraded)),
+        )
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that decide what a picture looks like."""
+    return {"diffusers": diffusers.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def _pictures(request: Generate, buffers: Sequence[bytes]) -> tuple[PIL.Image.Image | None, PIL.Image.Image | None]:
+    """Return picture (RGB) and mask (8 bit grey) of the request, or raise `Refusal` where they do not fit its task."""
+    modes = {"text-to-image": (), "image-to-image": ("RGB",), "inpaint": ("RGB", "L")}[request.spec.task]
+    size = (request.spec.width, request.spec.height)
+    if len(buffers) != len(modes) or any(given != size for given in request.sizes_px):
+        message = f"{request.spec.task} takes {len(modes)} pictures of {size[0]}×{size[1]} px."
+        raise Refusal(FailureCode.INVALID_INPUT, message)
+    found: list[PIL.Image.Image | None] = [None, None]
+    for n, (mode, pixels) in enumerate(zip(modes, buffers, strict=True)):
+        if len(pixels) != size[0] * size[1] * len(mode):
+            raise Refusal(FailureCode.INVALID_INPUT, f"Picture {n} is not {mode} of {size[0]}×{size[1]} px.")
+        found[n] = PIL.Image.frombytes(mode, size, pixels)
+    return found[0], found[1]
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def _sound(picture: torch.Tensor) -> bool:
+    """Return whether there is a picture: finite, and not black all over, which is what overflows end as."""
+    return _finite(picture) and bool(stages.to_pixels(picture).any())
+
+
+def _config_sha256(pipeline: Pipeline) -> str:
+    return hashlib.sha256(pipeline.scheduler.to_json_string().encode()).hexdigest()

@@ -1,0 +1,63 @@
+"""The card of a model: its abilities, and what the operator made of them in the catalogue."""
+
+from __future__ import annotations
+
+from service.contract.catalog import CatalogEntry, DType, Limits, ModelCard
+from service.contract.schedulers import ALIASES
+from worker.pipelines.capabilities import Capabilities
+from worker.pipelines.errors import UnusableModel
+
+_DEFAULT_STEPS = 30
+_DEFAULT_STRENGTH = 0.8
+#: diffusers' own defaults.
+_GUIDANCE_SCALES = {"sd1": 7.5, "sd2": 7.5, "sdxl": 5.0}
+
+
+def make_card(entry: CatalogEntry, abilities: Capabilities, *, dtype: DType, sha256: str) -> ModelCard:
+    """Return the card, or raise `UnusableModel` naming the catalogue's field that contradicts the model."""
+    asked = entry.defaults
+    width = asked.width or abilities.native_width_px
+    height = asked.height or abilities.native_height_px
+    steps = asked.steps or min(_DEFAULT_STEPS, entry.limits.max_steps)
+    strength = asked.strength if asked.strength is not None else _DEFAULT_STRENGTH
+    guidance = asked.guidance_scale if asked.guidance_scale is not None else _GUIDANCE_SCALES[abilities.family]
+    scheduler = ALIASES.get(asked.scheduler, asked.scheduler) if asked.scheduler else abilities.scheduler
+    _check_size(width, height, entry.limits, abilities.size_step_px)
+    if scheduler not in abilities.schedulers:
+        raise UnusableModel(f"defaults.scheduler {scheduler}: this model takes {', '.join(abilities.schedulers)}.")
+    if not 1 <= steps <= entry.limits.max_steps:
+        raise UnusableModel(f"defaults.steps {steps}: limits.max_steps allows 1 to {entry.limits.max_steps}.")
+    if not 0 < strength <= 1:
+        raise UnusableModel(f"defaults.strength {strength:g}: it lies over 0 and at most at 1.")
+    return ModelCard(
+        id=entry.id,
+        description=entry.description,
+        family=abilities.family,
+        pool=entry.pool,
+        default=entry.default,
+        tasks=abilities.tasks,
+        size_step_px=abilities.size_step_px,
+        width=width,
+        height=height,
+        steps=steps,
+        guidance_scale=guidance,
+        scheduler=scheduler,
+        schedulers=abilities.schedulers,
+        strength=strength,
+        limits=entry.limits,
+        max_prompt_tokens=abilities.max_prompt_tokens,
+        safety_checker=abilities.safety_checker,
+        dtype=dtype,
+        sha256=sha256,
+    )
+
+
+def _check_size(width_px: int, height_px: int, limits: Limits, step_px: int) -> None:
+    for name, side in (("width", width_px), ("height", height_px)):
+        if side % step_px:
+            raise UnusableModel(f"defaults.{name} {side} px is no multiple of the model's step of {step_px} px.")
+        if not limits.min_side_px <= side <= limits.max_side_px:
+            allowed = f"{limits.min_side_px} to {limits.max_side_px} px"
+            raise UnusableModel(f"The default {name} of {side} px is outside limits of {allowed}.")
+    if width_px * height_px > limits.max_pixels:
+        raise UnusableModel(f"The default size {width_px}×{height_px} px is over limits.max_pixels.")

@@ -1,0 +1,23 @@
+"""Why a model is not served, or a request not drawn.
+
+├── UnusableModel    the operator can mend it: the catalogue or the folder
+└── Refusal          one request ends without its pictures; the engine goes on
+"""
+
+from __future__ import annotations
+
+from service.contract.errors import FailureCode
+
+
+class UnusableModel(Exception):
+    """The model cannot be served; the message says what was found, what is supported and what to do."""
+
+
+class Refusal(Exception):
+    """This request ends without its pictures. The message is for the caller: no path, no prompt, no traceback."""
+
+    def __init__(self, code: FailureCode | str, message: str) -> None:
+        super().__init__(message)
+        #: A `FailureCode`, or `canceled`.
+        self.code = str(code)
+        self.message = message

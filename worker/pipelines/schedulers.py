@@ -1,0 +1,120 @@
+"""Samplers: from the public names of `SCHEDULERS` to diffusers objects, and back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import diffusers
+
+from service.contract.errors import FailureCode
+from service.contract.generation import SigmaSpacing
+from service.contract.schedulers import SCHEDULERS
+from worker.pipelines.errors import Refusal
+
+#: diffusers keeps its scheduler base classes untyped: `config`, `timesteps`, `set_timesteps()`, `order` are relied on.
+Scheduler = Any
+
+#: Looked up at import, so that none is imported while a request waits: diffusers loads its modules on first use.
+_CLASSES: dict[str, Any] = {row.diffusers_class: getattr(diffusers, row.diffusers_class) for row in SCHEDULERS.values()}
+
+_SPACING_SETTINGS: dict[SigmaSpacing, str] = {
+    "karras": "use_karras_sigmas",
+    "exponential": "use_exponential_sigmas",
+    "beta": "use_beta_sigmas",
+}
+
+#: Settings that change the noise schedule a model was trained on: a sampler that does not take them draws noise.
+_SCHEDULE_SETTINGS = ("trained_betas", "rescale_betas_zero_snr")
+
+#: What every sampler of the table can read from a denoiser.
+_COMMON_PREDICTIONS = frozenset({"epsilon", "v_prediction"})
+
+
+@cache
+def _settings(class_name: str) -> Mapping[str, Any]:
+    """Return the settings that a diffusers scheduler class takes, with their defaults."""
+    parameters = inspect.signature(_CLASSES[class_name].__init__).parameters
+    return {name: p.default for name, p in parameters.items() if name != "self"}
+
+
+def own_name(class_name: str, config: Mapping[str, Any]) -> str | None:
+    """Return the public name of a model's own sampler, or None where the table has none of its class.
+
+    Two names may share a class (DPM++ 2M and its SDE form) and then differ in `algorithm_type`; one that is neither
+    goes by the first of them.
+    """
+    rows = [row for row in SCHEDULERS.values() if row.diffusers_class == class_name]
+    if not rows:
+        return None
+    algorithm = config.get("algorithm_type", _settings(class_name).get("algorithm_type"))
+    for row in rows:
+        if row.config.get("algorithm_type") == algorithm:
+            return row.name
+    return rows[0].name
+
+
+def runnable(class_name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of all samplers that draw what the model was trained for, given its own sampler."""
+    own = own_name(class_name, config)
+    needed = [name for name in _SCHEDULE_SETTINGS if config.get(name)]
+    uncommon = config.get("prediction_type", "epsilon") not in _COMMON_PREDICTIONS
+    return tuple(
+        row.name
+        for row in SCHEDULERS.values()
+        if row.name == own or (not uncommon and all(name in _settings(row.diffusers_class) for name in needed))
+    )
+
+
+def build(name: str, own: Scheduler, *, sigmas: SigmaSpacing | None, seed: int) -> Scheduler:
+    """Return a sampler of that name for one image.
+
+    `own` is the scheduler that the model came with, unused so far. Asked for by its own name it is returned itself,
+    so that the model's config applies unchanged; any other is built from its config with the row's settings on top.
+    `seed` reaches the one class that draws its noise from a seed instead of a generator.
+    """
+    row = SCHEDULERS[name]
+    taken = _settings(row.diffusers_class)
+    overrides: dict[str, Any] = {}
+    is_own = own_name(type(own).__name__, own.config) == name
+    if not is_own:
+        overrides |= {key: value for key, value in row.config.items() if key in taken}
+    if sigmas is not None:
+        # All three are set: a model's own config may already choose another, and diffusers refuses two.
+        overrides |= {key: spacing == sigmas for spacing, key in _SPACING_SETTINGS.items() if key in taken}
+    if "noise_sampler_seed" in taken:
+        overrides["noise_sampler_seed"] = seed
+    if is_own and not overrides:
+        return own
+    return _CLASSES[row.diffusers_class].from_config(own.config, **overrides)
+
+
+def check_spacing(name: str, sigmas: SigmaSpacing | None) -> None:
+    """Raise `Refusal` when the sampler of that name does not offer this spacing of noise levels."""
+    row = SCHEDULERS[name]
+    if sigmas is not None and sigmas not in row.spacings:
+        allowed = f"Allowed: {', '.join(row.spacings)}." if row.spacings else "It has none but its own."
+        raise Refusal(FailureCode.INVALID_REQUEST, f"The scheduler {name} does not take sigmas {sigmas}. {allowed}")
+
+
+def count_calls(scheduler: Scheduler, *, steps: int, strength: float | None) -> int:
+    """Return how many denoiser calls one image takes: one per timestep, which is not always one per step.
+
+    Uses the scheduler up. Raises `Refusal` for step counts that the sampler cannot do, or none left by `strength`.
+    """
+    try:
+        scheduler.set_timesteps(steps)
+    except (ValueError, IndexError, ZeroDivisionError, AssertionError) as err:
+        name = own_name(type(scheduler).__name__, scheduler.config)
+        raise Refusal(
+            FailureCode.INVALID_REQUEST, f"The scheduler {name} cannot do {steps} steps with this model."
+        ) from err
+    if strength is None:
+        return len(scheduler.timesteps)
+    kept = min(int(steps * strength), steps)
+    if kept < 1:
+        message = f"strength {strength:g} of {steps} steps leaves none to run; raise one of them."
+        raise Refusal(FailureCode.INVALID_REQUEST, message)
+    return len(scheduler.timesteps[(steps - kept) * scheduler.order :])
