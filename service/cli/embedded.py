@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -24,15 +25,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-import boto3
 import redis
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import BaseModel, ConfigDict, SecretStr
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from service.cli.ports import GRPC_OFFSET, LOOPBACK, free_ports, is_free
 from service.cli.processes import ChildProcess
 from service.settings.groups import RedisSettings, StorageSettings
+from service.storage.s3 import ObjectStorage, StorageError
 
 START_TIMEOUT_S = 60.0
 #: How long a start waits for an earlier server on the folder that is just ending.
@@ -305,7 +306,13 @@ class EmbeddedValkey(_Embedded):
         )
 
     def _answers(self, kept: _Kept) -> bool:
-        client = redis.Redis(host=LOOPBACK, port=kept.ports[0], password=kept.secret_key, socket_timeout=1)
+        client = redis.Redis(
+            host=LOOPBACK,
+            port=kept.ports[0],
+            password=kept.secret_key,
+            socket_timeout=1,
+            retry=Retry(NoBackoff(), 0),
+        )
         try:
             return bool(client.ping())
         except redis.RedisError:  # not listening yet, or still reading its file
@@ -349,6 +356,7 @@ class EmbeddedS3(_Embedded):
         )
 
     def _ports(self, earlier: Sequence[int]) -> Sequence[int]:
+        _remove_sockets(earlier)
         if self._asked is not None:
             self._refuse_taken(self._asked)
         if len(earlier) == 5 and self._asked in (None, earlier[0]) and _usable(earlier, self._asked):
@@ -364,6 +372,9 @@ class EmbeddedS3(_Embedded):
         _remove_sockets(kept.ports)
         s3, master, volume, filer, admin = kept.ports
         flags = {
+            # Master's, volume's and filer's own HTTP pages: without a password any web page in a browser of this
+            # machine could delete the bucket (GET /col/delete). S3 does not need them.
+            "disableHttp": "true",
             "dir": self._folder.path / "data",
             "ip": LOOPBACK,
             "ip.bind": LOOPBACK,
@@ -401,40 +412,37 @@ class EmbeddedS3(_Embedded):
     def _answers(self, kept: _Kept) -> bool:
         if is_free(kept.ports[0]):
             return False  # spares a client that waits for a connection
-        settings = self._settings(kept)
-        client = boto3.client(
-            "s3",
-            endpoint_url=settings.endpoint,
-            region_name=settings.region,
-            aws_access_key_id=kept.access_key,
-            aws_secret_access_key=kept.secret_key,
-            config=Config(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1}),
-        )
+        storage = ObjectStorage(self._settings(kept))
         try:
             # The port answers before a volume takes objects: only a written one shows that it serves.
-            client.put_object(Bucket=self._bucket, Key=".started", Body=b"")
-            client.head_object(Bucket=self._bucket, Key=".started")
-        except (BotoCoreError, ClientError):
+            storage.put(".started", b"", content_type="text/plain", sha256=hashlib.sha256().hexdigest())
+        except StorageError:
             return False
         finally:
-            client.close()
+            storage.close()
         return True
 
 
-def _sockets(ports: Sequence[int]) -> Iterator[Path]:
-    """SeaweedFS' sockets of these ports; the folder is fixed in it, on macOS too."""
-    for port in ports:
-        yield from Path("/tmp").glob(f"seaweedfs-*-{port}.sock")  # noqa: S108 - not ours to choose
-        yield from Path("/tmp").glob(f"seaweedfs-*-{port + GRPC_OFFSET}.sock")  # noqa: S108
+def _sockets(port: int) -> Iterator[Path]:
+    """SeaweedFS' sockets of a port; the folder is fixed in it, on macOS too."""
+    yield from Path("/tmp").glob(f"seaweedfs-*-{port}.sock")  # noqa: S108 - not ours to choose
+
+
+def _with_grpc(ports: Sequence[int]) -> list[int]:
+    return [port + offset for port in ports for offset in (0, GRPC_OFFSET)]
 
 
 def _remove_sockets(ports: Sequence[int]) -> None:
-    for path in _sockets(ports):
+    """Remove what a killed server left behind; never the sockets of one that lives."""
+    for path in [path for port in _with_grpc(ports) if is_free(port) for path in _sockets(port)]:
         with contextlib.suppress(OSError):  # another account's: `_usable` then picks other ports
             path.unlink()
 
 
 def _usable(ports: Sequence[int], asked: int | None) -> bool:
     """Whether all ports are free, gRPC's too, and no other account's socket file bars them (the start would hang)."""
-    wanted = [port + offset for port in ports for offset in (0, GRPC_OFFSET) if port + offset != asked]
-    return all(is_free(port) for port in wanted) and all(path.stat().st_uid == os.getuid() for path in _sockets(ports))
+    return all(
+        is_free(port) and all(path.stat().st_uid == os.getuid() for path in _sockets(port))
+        for port in _with_grpc(ports)
+        if port != asked
+    )

@@ -16,18 +16,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 #: $1 = seconds between SIGTERM and SIGKILL. Reads the child's process group, then waits: another line means that the
-#: child has ended, the end of the pipe means that the parent has.
+#: child has ended, the end of the pipe means that the parent has. `kill -s … --` is what all of dash, bash, zsh and
+#: busybox understand.
 _GUARDIAN = """
 trap '' HUP INT TERM
 read -r group || exit 0
 read -r ended && exit 0
-kill -TERM -- "-$group" 2>/dev/null || exit 0
+kill -s TERM -- "-$group" 2>/dev/null || exit 0
 tenths=0
-while [ "$tenths" -lt "$(($1 * 10))" ] && kill -0 -- "-$group" 2>/dev/null; do
+while [ "$tenths" -lt "$(($1 * 10))" ] && kill -s 0 -- "-$group" 2>/dev/null; do
     sleep 0.1
     tenths=$((tenths + 1))
 done
-kill -KILL -- "-$group" 2>/dev/null
+kill -s KILL -- "-$group" 2>/dev/null
 exit 0
 """
 
