@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.cli.drawing import Drawing
 from service.cli.failure import CommandFailed
+from service.cli.follower import Follower
 from service.cli.gateway_client import GatewayClient
 from service.cli.stopping import Stopped, StopRequest
 from service.cli.terminal import Terminal
@@ -56,14 +56,14 @@ def request_body(wish: Wish, output: Path, image: Path | None, mask: Path | None
 def generate(client: GatewayClient, body: dict[str, Any], output: Path, terminal: Terminal) -> list[Path]:
     """Draw and save; returns the files. Ctrl-C cancels the job on the server. Raises CommandFailed."""
     with StopRequest.listening() as stop:
-        drawing = Drawing(client, stop)
+        follower = Follower(client, stop)
         try:
             with terminal.steps("drawing") as advance:
-                resource = drawing.finish(body, advance)
+                resource = follower.finish(body, advance)
         except Stopped as err:
             msg = "Canceled."
             raise CommandFailed(msg, exit_code=128 + err.signal_number) from err
-        return drawing.save(resource, output)
+        return follower.save(resource, output)
 
 
 def _inline(path: Path) -> dict[str, str]:

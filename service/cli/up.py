@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.cli.drawing import Drawing
 from service.cli.embedded import EmbeddedS3, EmbeddedValkey
 from service.cli.failure import CommandFailed
+from service.cli.follower import Follower
 from service.cli.gateway_client import GatewayClient
 from service.cli.home import Home
 from service.cli.ports import LOOPBACK, is_free
@@ -100,11 +100,11 @@ class LocalService:
         if earlier:
             count = "100 or more" if len(earlier) == 100 else str(len(earlier))
             self._terminal.say(f"  {count} earlier generation{'s' if len(earlier) > 1 else ''} found")
-        drawing = Drawing(self._client, self._stop, between_polls=self._supervisor.mend)
+        follower = Follower(self._client, self._stop, between_polls=self._supervisor.mend)
         with self._terminal.steps("  Picture") as advance:
             # Ahead of jobs that wait since the last start.
-            resource = drawing.finish({"prompt": self._options.prompt, "priority": "high"}, advance)
-        return drawing.save(resource, self._home.pictures / f"{resource['id']}.png")[0]
+            resource = follower.finish({"prompt": self._options.prompt, "priority": "high"}, advance)
+        return follower.save(resource, self._home.pictures / f"{resource['id']}.png")[0]
 
     def serve(self) -> None:
         """Keep everything running. Returns by Stopped; raises CommandFailed when a part cannot be mended."""

@@ -17,7 +17,7 @@ POLL_S = 0.1
 _PATIENCE_S = 20.0
 
 
-class Drawing:
+class Follower:
     """Submits a generation and follows it; a stop request cancels it on the server."""
 
     def __init__(
