@@ -5,17 +5,26 @@ The truth is the job document; see docs/decisions/0002. Bells are JSON, never pi
 
 from __future__ import annotations
 
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Final, cast
 
+import structlog
 from redis import Redis
+from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
+from rq.exceptions import StopRequested
 from rq.job import Job as Bell
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 
 from service.jobs.keys import key
+
+log = structlog.get_logger(__name__)
 
 #: Named, not imported: a gateway has no worker package.
 BELL_FUNCTION: Final = "worker.agent.bell.ring"
@@ -68,17 +77,55 @@ def _as_stored(value: str | bytes | int) -> str | bytes:
     return str(value.value if isinstance(value, JobStatus) else value)
 
 
-def make_worker(connection: Redis, pool: str) -> SimpleWorker:
-    """Return a stock RQ worker on the one queue of a pool.
+class BellWorker(SimpleWorker):
+    """A stock RQ worker that also says when it was told to stop: a bell may be waiting for room just then."""
+
+    on_stop: Callable[[], None] | None = None
+
+    def handle_warm_shutdown_request(self) -> None:
+        """RQ's own hook of its signal handler."""
+        super().handle_warm_shutdown_request()
+        if self.on_stop is not None:
+            self.on_stop()
+
+
+def make_worker(connection: Redis, pool: str, *, on_stop: Callable[[], None] | None = None) -> BellWorker:
+    """Return an RQ worker on the one queue of a pool.
 
     One queue, because a worker on several pops with BLPOP and loses a bell when it dies. `connection` must not decode
-    responses. The name is random: RQ refuses a fixed one for minutes after a crash.
+    responses. The name is random: RQ refuses a fixed one for minutes after a crash. `on_stop` is called in a signal
+    handler: it may set a flag and no more.
     """
     queue = Queue(queue_name(pool), connection=connection, serializer=JSONSerializer)
-    return SimpleWorker(
+    worker = BellWorker(
         [queue],
         connection=connection,
         serializer=JSONSerializer,
         worker_ttl=WORKER_TTL_S,
         log_job_description=False,
     )
+    worker.on_stop = on_stop
+    return worker
+
+
+def answer_bells(
+    connection: Redis, pool: str, *, stopping: Callable[[], bool], stop: Callable[[], None], pause_s: float = 0.2
+) -> None:
+    """Work for RQ until `stopping()`: RQ's own worker gives up when Redis is away for long, and we do not.
+
+    Main thread only. `stop` is called in RQ's signal handlers. The caller's handlers are back on return.
+    """
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        while not stopping():
+            # RQ's handlers stay between two workers, and raise where they find no job under way.
+            with suppress(StopRequested):
+                try:
+                    make_worker(connection, pool, on_stop=stop).work(logging_level="WARNING")
+                except (RedisError, OSError) as err:
+                    log.warning("bells_interrupted", error=type(err).__name__)
+                if not stopping():
+                    time.sleep(pause_s)
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)

@@ -114,6 +114,10 @@ class JobStore:
         pipe.zrem(key("agents"), agent_id)
         pipe.execute()
 
+    def uptime_s(self) -> float:
+        """Return for how long the server has been up, s."""
+        return float(self._redis.info("server")["uptime_in_seconds"])
+
     def models(self) -> list[commands.RegisteredModel]:
         """Return every model a worker has shown, the default first."""
         cards = cast("dict[str, str]", self._redis.hgetall(key("models")))

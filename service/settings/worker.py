@@ -1,0 +1,74 @@
+"""Settings of the agent process, and the environment that it hands to its children."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.contract.catalog import PoolName
+from service.settings.groups import LogSettings, RedisSettings, StorageSettings
+from service.settings.reading import read_settings
+
+
+class AgentSettings(BaseSettings):
+    """One agent and its engine child."""
+
+    model_config = SettingsConfigDict(env_prefix="DARKROOM_", env_ignore_empty=True, frozen=True)
+
+    #: The pool served: the models of the catalogue that name it.
+    pool: PoolName = "default"
+    #: Path of a models.yaml; None = the one in the package.
+    models: Path | None = None
+    #: CPU threads of the engine; 0 = torch's own choice. On a shared machine fewer are often faster.
+    engine_threads: int = Field(default=0, ge=0, le=256)
+    #: s that a stopping agent gives to what runs before it hands it back. Below Kubernetes' 30 s to the kill.
+    drain_s: float = Field(default=25.0, ge=0, le=86_400)
+    #: s without a sign from the engine before its first step of a kind has been measured; then 20 times the measure.
+    patience_s: float = Field(default=600.0, ge=1, le=86_400)
+    #: s for reading one model from disk or hub.
+    load_s: float = Field(default=3600.0, ge=1, le=86_400)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """Everything the agent reads from its environment."""
+
+    agent: AgentSettings
+    redis: RedisSettings
+    storage: StorageSettings
+    log: LogSettings
+
+    @classmethod
+    def from_environment(cls) -> WorkerSettings:
+        """Read every group; raises `SettingsError` with one line that names the variable."""
+        return cls(
+            agent=read_settings(AgentSettings),
+            redis=read_settings(RedisSettings),
+            storage=read_settings(StorageSettings),
+            log=read_settings(LogSettings),
+        )
+
+
+#: What an engine may see: where libraries, devices, caches and temporary files are. No credentials, nothing of ours.
+_ENGINE_MAY_SEE = re.compile(
+    r"PATH|HOME|USER|LANG|LC_\w+|TZ|TMPDIR|TEMP|TMP|LD_LIBRARY_PATH|DYLD_\w+|VIRTUAL_ENV|XDG_CACHE_HOME|PYTHONPATH"
+    r"|PYTHONDONTWRITEBYTECODE|CUDA_\w+|NVIDIA_\w+|ROCM_\w+|HIP_\w+|TORCH\w*|PYTORCH_\w+|TRITON_\w+|OMP_\w+|MKL_\w+"
+    r"|HF_HOME|HF_HUB_\w+|HF_ENDPOINT|TRANSFORMERS_CACHE|HTTPS?_PROXY|NO_PROXY|https?_proxy|no_proxy"
+    r"|SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE"
+)
+
+
+def engine_environment() -> dict[str, str]:
+    """Return what the engine child sees of our environment."""
+    seen = {
+        name: value
+        for name, value in os.environ.items()  # noqa: TID251 - handed on here, read nowhere else
+        if _ENGINE_MAY_SEE.fullmatch(name)
+    }
+    # Code that comes with a model is never run; a hub's counters are nobody's business.
+    return {**seen, "DIFFUSERS_DISABLE_CUSTOM_CODE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}

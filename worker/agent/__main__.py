@@ -1,0 +1,127 @@
+"""The agent: `python -m worker.agent`. Serves one pool with one engine child until it is told to stop."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import sys
+import time
+from types import FrameType
+
+import structlog
+
+from service.jobs.connection import connect
+from service.jobs.queue import answer_bells
+from service.jobs.store import JobStore
+from service.settings.reading import SettingsError
+from service.settings.worker import WorkerSettings
+from service.storage.s3 import ObjectStorage
+from service.telemetry.logs import configure_logging
+from worker.agent import bell
+from worker.agent.beat import Beat
+from worker.agent.catalog import CatalogError, packaged_catalog, read_catalog
+from worker.agent.child import EngineChild
+from worker.agent.execution import Tools
+from worker.agent.inputs import Decoders
+from worker.agent.slots import Slots
+from worker.agent.watch import PhaseClock
+
+log = structlog.get_logger("worker.agent")
+
+#: s between two looks at the stop flag outside RQ's own loop.
+_GLANCE_S = 0.2
+
+
+class Agent:
+    """The agent's parts, put together, and its life from start to drain."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        agent = settings.agent
+        path = agent.models or packaged_catalog()
+        entries = [entry for entry in read_catalog(path) if entry.pool == agent.pool]
+        if not entries:
+            msg = f"{path}: names no model of the pool {agent.pool!r}"
+            raise CatalogError(msg)
+        self._redis = connect(settings.redis)
+        store = JobStore(self._redis)
+        storage = ObjectStorage(settings.storage)
+        self._engine = EngineChild(agent, settings.log, entries, on_change=self._engine_changed)
+        self._decoders = Decoders()
+        tools = Tools(store, storage, self._engine, self._decoders, PhaseClock(patience_s=agent.patience_s))
+        self.slots = Slots(f"agent_{secrets.token_hex(6)}", agent.pool, tools)
+        self._beat = Beat(
+            pool=agent.pool, slots=self.slots, engine=self._engine, store=store, storage=storage, redis=self._redis
+        )
+
+    def run(self) -> int:
+        """Serve until told to stop; return the process' exit code."""
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        log.info("agent_started", agent_id=self.slots.agent_id, pool=self._settings.agent.pool)
+        self._engine.start()
+        self._beat.start()
+        failed = not self._wait_for_engine()
+        if not failed:
+            self._answer_bells()
+        self._drain()
+        return 1 if failed else 0
+
+    def _wait_for_engine(self) -> bool:
+        """Wait for the first models; False where none can be loaded."""
+        while not self._engine.ready and not self.slots.stopping:
+            time.sleep(_GLANCE_S)
+        if self._engine.cards or self.slots.stopping:
+            return True
+        log.error("no_model_loaded", models=sorted(self._engine.failures))
+        return False
+
+    def _answer_bells(self) -> None:
+        bell.install(self.slots)
+        connection = connect(self._settings.redis, decode_responses=False)
+        answer_bells(
+            connection,
+            self._settings.agent.pool,
+            stopping=lambda: self.slots.stopping,
+            stop=self._stop_claiming,
+        )
+
+    def _drain(self) -> None:
+        signal.signal(signal.SIGTERM, self._hurry)
+        signal.signal(signal.SIGINT, self._hurry)
+        self.slots.drain(self._settings.agent.drain_s)
+        self._engine.stop()
+        self._decoders.close()
+        self._beat.stop()
+        log.info("agent_stopped", agent_id=self.slots.agent_id)
+
+    def _engine_changed(self) -> None:
+        self.slots.engine_changed()
+
+    def _stop_claiming(self) -> None:
+        self.slots.stopping = True
+
+    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self.slots.stopping = True
+
+    def _hurry(self, _signal: int, _frame: FrameType | None) -> None:
+        """A second signal while draining: leave; leases run out and jobs are taken back."""
+        raise SystemExit(1)
+
+
+def main() -> None:
+    """Read the settings and run; what is wrong with them is one line."""
+    try:
+        settings = WorkerSettings.from_environment()
+        configure_logging(settings.log.log, settings.log.log_level)
+        agent = Agent(settings)
+    except (SettingsError, CatalogError) as err:
+        sys.exit(f"darkroom worker: {err}")
+    # Threads that wait for Redis or S3 must not keep a drained process alive.
+    code = agent.run()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

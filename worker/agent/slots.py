@@ -1,0 +1,164 @@
+"""How many jobs this agent holds: claims as many as the engine has room for, keeps their leases, drains."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+
+import structlog
+from redis.exceptions import RedisError
+
+from service.contract.errors import FailureCode
+from service.contract.job import JobError, Status
+from service.jobs.commands import Holding, Outcome
+from service.jobs.documents import CorruptDocument
+from worker.agent.execution import Execution, Tools
+
+log = structlog.get_logger(__name__)
+
+#: s between two looks at the stop flag while a bell waits: a signal handler must not take locks.
+_GLANCE_S = 0.1
+#: Executions whose pictures are being stored while the engine draws others.
+_STORING = 4
+
+
+class Slots:
+    """The claims of one agent. Thread-safe, except `serve_bell`, which is RQ's one thread."""
+
+    def __init__(self, agent_id: str, pool: str, tools: Tools) -> None:
+        self.agent_id = agent_id
+        self._pool = pool
+        self._tools = tools
+        #: Set by signal handlers, hence a plain attribute.
+        self.stopping = False
+        self._changed = threading.Condition()
+        self._executions: dict[str, Execution] = {}
+        self._drawing: set[str] = set()
+        self._alone = False
+
+    # ── claiming ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def serve_bell(self, wait_s: float) -> int:
+        """Wait for room, then claim as much as fits; return how many jobs that were.
+
+        Returns 0 when `wait_s` passed without room: the bell is rung again by count.
+        """
+        if not self._wait_for_room(wait_s):
+            return 0
+        claimed = 0
+        while self._room() and self._claim():
+            claimed += 1
+        return claimed
+
+    def _room(self) -> bool:
+        engine = self._tools.engine
+        hello = engine.hello
+        with self._changed:
+            return (
+                not self.stopping
+                and hello is not None
+                and engine.ready
+                and not self._alone
+                and len(self._drawing) < hello.capacity
+                and len(self._executions) < hello.capacity + _STORING
+            )
+
+    def _wait_for_room(self, wait_s: float) -> bool:
+        deadline_s = time.monotonic() + wait_s
+        while not self._room():
+            left_s = deadline_s - time.monotonic()
+            if self.stopping or left_s <= 0:
+                return False
+            with self._changed:
+                self._changed.wait(min(left_s, _GLANCE_S))
+        return True
+
+    def _claim(self) -> bool:
+        execution_id = secrets.token_hex(8)
+        with self._changed:
+            idle = not self._drawing
+        warm = [card.id for card in self._tools.engine.cards]
+        try:
+            job = self._tools.store.claim(self._pool, execution_id, self.agent_id, idle=idle, warm=warm)
+        except CorruptDocument as err:
+            # Somebody else wrote into our Redis; that job can only end.
+            log.error("document_corrupt", job_id=err.job_id)
+            error = JobError(code=FailureCode.INTERNAL, message="The job's record is damaged.", retryable=False)
+            self._tools.store.commit(err.job_id, execution_id, Outcome(Status.FAILED, error=error))
+            return True
+        if job is None:
+            return False
+        execution = Execution(job, execution_id, self._tools, self)
+        with self._changed:
+            self._executions[execution_id] = execution
+            self._drawing.add(execution_id)
+            self._alone = job.suspect
+        # Daemons: one that waits for Redis or S3 must not keep a drained process alive.
+        threading.Thread(target=self._run, args=(execution,), name=execution_id, daemon=True).start()
+        return True
+
+    def _run(self, execution: Execution) -> None:
+        try:
+            execution.run()
+        finally:
+            with self._changed:
+                self._executions.pop(execution.execution_id, None)
+                self._changed.notify_all()
+
+    def engine_free(self, execution: Execution) -> None:
+        """The engine is done with this execution: another may be claimed while its pictures are stored."""
+        with self._changed:
+            self._drawing.discard(execution.execution_id)
+            if not self._drawing:
+                self._alone = False
+            self._changed.notify_all()
+
+    def engine_changed(self) -> None:
+        """The engine became ready, or was lost."""
+        with self._changed:
+            self._changed.notify_all()
+
+    # ── holding ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def holdings(self) -> list[Holding]:
+        """Return every claim as it is to be renewed."""
+        with self._changed:
+            return [execution.holding() for execution in self._executions.values()]
+
+    def renew(self, holdings: list[Holding]) -> None:
+        """Renew these claims; stop what was canceled or is no longer ours."""
+        for holding, answer in zip(holdings, self._tools.store.renew(self.agent_id, holdings), strict=True):
+            if answer != "ok":
+                self.stop_execution(holding.execution_id, drop=answer == "fenced")
+
+    def stop_execution(self, execution_id: str, *, drop: bool) -> None:
+        """Cancel an execution, or drop one that is no longer ours; an unknown one is ignored."""
+        with self._changed:
+            execution = self._executions.get(execution_id)
+        if execution is None:
+            return
+        if drop:
+            execution.drop()
+        else:
+            execution.cancel()
+
+    # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def drain(self, grace_s: float) -> None:
+        """Let what runs end within `grace_s`; hand back what does not fit, its attempt uncharged."""
+        self.stopping = True
+        deadline_s = time.monotonic() + grace_s
+        with self._changed:
+            log.info("drain_started", executions=len(self._executions), grace_s=grace_s)
+            while self._executions and (left_s := deadline_s - time.monotonic()) > 0:
+                self._changed.wait(left_s)
+            left = list(self._executions.values())
+        for execution in left:
+            execution.drop()
+            try:
+                status = self._tools.store.release(execution.job.id, execution.execution_id, "drained")
+                log.info("execution_handed_back", job_id=execution.job.id, status=status)
+            except RedisError as err:
+                # Its lease runs out and the job is taken back.
+                log.warning("hand_back_failed", job_id=execution.job.id, error=type(err).__name__)

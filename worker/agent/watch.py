@@ -1,0 +1,31 @@
+"""How long each phase of a picture may go without a sign. Pure.
+
+No timeout interrupts a hung kernel, so the agent watches from outside: a phase that takes 20 times its own measure (and
+at least 30 s) is taken for hung. What was never measured gets the operator's patience.
+"""
+
+from __future__ import annotations
+
+_FACTOR = 20.0
+_FLOOR_S = 30.0
+#: Weight of the newest measurement in the moving average.
+_WEIGHT = 0.2
+
+
+class PhaseClock:
+    """Learns how long the signs of each (model, phase, work) are apart. Times in seconds, monotonic."""
+
+    def __init__(self, *, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._average_s: dict[tuple[str, str, int], float] = {}
+
+    def limit_s(self, model: str, phase: str, pixels: int) -> float:
+        """Return how long this phase may stay silent."""
+        average_s = self._average_s.get((model, phase, pixels))
+        return self._patience_s if average_s is None else max(_FLOOR_S, _FACTOR * average_s)
+
+    def measured(self, model: str, phase: str, pixels: int, seconds: float) -> None:
+        """Note how long one sign of this phase took."""
+        key = (model, phase, pixels)
+        average_s = self._average_s.get(key, seconds)
+        self._average_s[key] = average_s + _WEIGHT * (seconds - average_s)
