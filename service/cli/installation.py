@@ -6,6 +6,7 @@ Standard library only: this runs before anything is installed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -32,6 +33,7 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 #: Bytes of disk that an installation needs at least, by its largest part.
 _DISK_BYTES = {"cuda": 9_000_000_000, "cpu": 2_000_000_000, "none": 500_000_000}
 
+_DISK_FULL = "The disk is full: make room and run the same command again."
 _NO_NETWORK = re.compile(r"NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError")
 
 
@@ -65,7 +67,9 @@ def run(root: str, extras: Sequence[str]) -> int:
         sys.stderr.write("Interrupted. The next start begins the environment anew; downloads are kept by pip.\n")
         return 130
     except OSError as err:
-        sys.stderr.write(f"Installing failed: {err.strerror or err} ({err.filename or root}).\n")
+        full = err.errno in {errno.ENOSPC, errno.EDQUOT}
+        reason = _DISK_FULL if full else f"Installing failed: {err.strerror or err} ({err.filename or root})."
+        sys.stderr.write(f"{reason}\n")
         return 1
     return 0
 
@@ -211,7 +215,7 @@ class Environment:
     def _pip_live(self, arguments: Sequence[str], line: LiveLine, lock_fd: int) -> tuple[int, str]:
         """Run pip, show what it does, keep its output in the log; returns (exit code, output)."""
         pip = subprocess.Popen(  # noqa: S603 - our own arguments
-            [self._python, "-m", "pip", *arguments, "--no-input", "--disable-pip-version-check"],
+            [self._python, "-m", "pip", *arguments, "--no-input", "--disable-pip-version-check", "--retries", "3"],
             cwd=self._root,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -257,6 +261,8 @@ class Stage:
             self._text = f"collecting {found[1]}"
         elif found := re.match(r"\s*Downloading (\S+?)(?:-\d\S*)?\s+(\([^)]*\))", line):
             self._text = f"downloading {found[1].rsplit('/', 1)[-1]} {found[2]}"
+        elif "Retrying" in line:
+            self._text = "waiting for the package index, which does not answer"
         elif line.startswith("Installing collected packages:"):
             self._to_install = line.count(",") + 1
 
@@ -306,7 +312,7 @@ def has_nvidia_driver() -> bool:
 def explain(output: str, program: str) -> str:
     """Turn a failed program's output into one sentence that says what to do."""
     if re.search(r"No space left on device|Errno 28|Disk quota exceeded", output):
-        return "The disk is full: make room and run the same command again."
+        return _DISK_FULL
     if _NO_NETWORK.search(output):
         return "pip cannot reach its package index: check the network, or pip's own configuration (`pip config list`)."
     if found := re.search(r"No matching distribution found for (\S+)", output):
