@@ -5,6 +5,7 @@
     │   ├── InvalidRequest           one or more fields are wrong
     │   ├── MalformedRequest         the body is not JSON as we take it
     │   ├── RequestTooLarge
+    │   ├── RequestTimedOut          the body did not arrive
     │   ├── UnsupportedMedia
     │   ├── Unauthenticated
     │   ├── Forbidden
@@ -114,6 +115,12 @@ class RequestTooLarge(RequestError):
     """The body is larger than this server takes."""
 
     code = "request_too_large"
+
+
+class RequestTimedOut(RequestError):
+    """The body did not arrive in time."""
+
+    code = "request_timeout"
 
 
 class UnsupportedMedia(RequestError):

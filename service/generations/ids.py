@@ -16,17 +16,20 @@ import hmac
 import re
 import secrets
 
+from service.jobs.async_store import AsyncJobStore
+
 _PREFIX = "gen_"
 _TIME_BYTES, _RANDOM_BYTES, _MAC_BYTES = 6, 9, 10
 
 #: What an id looks like, for schemas and routes.
 ID_PATTERN = r"^gen_[0-9a-v]{40}$"
 
-_FORM = re.compile(r"gen_[0-9a-v]{40}")
+#: The same, compiled.
+ID_FORM = re.compile(r"gen_[0-9a-v]{40}")
 
 
 class GenerationIds:
-    """Makes and recognises ids. All gateways on one Redis share the secret."""
+    """Makes and recognises ids. All gateways on one Redis share the secret (1 to 64 bytes)."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -38,7 +41,7 @@ class GenerationIds:
 
     def is_genuine(self, generation_id: str, tenant: str) -> bool:
         """Tell whether this id was once made here for this tenant."""
-        if not _FORM.fullmatch(generation_id):
+        if not ID_FORM.fullmatch(generation_id):
             return False
         raw = base64.b32hexdecode(generation_id.removeprefix(_PREFIX).upper())
         head, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
@@ -47,3 +50,17 @@ class GenerationIds:
     def _mac(self, tenant: str, head: bytes) -> bytes:
         # The time and random bytes have a fixed length, so that no two inputs run together.
         return hashlib.blake2b(head + tenant.encode(), key=self._secret, digest_size=_MAC_BYTES).digest()
+
+
+class IdSource:
+    """The ids of this Redis; asks it for the secret once, when it first answers."""
+
+    def __init__(self, store: AsyncJobStore) -> None:
+        self._store = store
+        self._ids: GenerationIds | None = None
+
+    async def ids(self) -> GenerationIds:
+        """Return what makes and recognises ids; raises `Unavailable`."""
+        if self._ids is None:
+            self._ids = GenerationIds(await self._store.secret())
+        return self._ids

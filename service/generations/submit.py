@@ -24,7 +24,7 @@ from service.contract.errors import (
 from service.contract.generation import StoredInput
 from service.contract.job import Job
 from service.generations.idempotency import IdempotentCall
-from service.generations.ids import GenerationIds
+from service.generations.ids import GenerationIds, IdSource
 from service.generations.models import ModelDirectory
 from service.generations.pictures import Picture, PictureLimits, PictureRefused, read_picture
 from service.generations.specification import Draft, draft
@@ -77,7 +77,7 @@ class SubmitGeneration:
         store: AsyncJobStore,
         storage: ObjectStorage,
         models: ModelDirectory,
-        ids: GenerationIds,
+        ids: IdSource,
         admission: Admission,
         rules: SubmitRules,
         threads: Executor,
@@ -104,7 +104,7 @@ class SubmitGeneration:
         drafted = draft(body, cards, draw_seed=secrets.randbelow, retain_max_s=self._rules.retain_max_s)
         pictures = await self._pictures(drafted)
         self._admission.check()
-        job = self._job(caller, drafted, request_id)
+        job = self._job(await self._ids.ids(), caller, drafted, request_id)
         if not pictures:
             return await self._accept(job, call, None)
         prefix = job.object_prefix
@@ -154,9 +154,9 @@ class SubmitGeneration:
         except (Unavailable, Overloaded):
             log.info("inputs_left_to_staging")
 
-    def _job(self, caller: Caller, drafted: Draft, request_id: str) -> Job:
+    def _job(self, ids: GenerationIds, caller: Caller, drafted: Draft, request_id: str) -> Job:
         request, now_ms = drafted.request, self._now_ms()
-        job_id = self._ids.new(caller.tenant, now_ms)
+        job_id = ids.new(caller.tenant, now_ms)
         return Job(
             id=job_id,
             tenant=caller.tenant,

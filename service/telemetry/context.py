@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from contextlib import AbstractContextManager
 
-from structlog.contextvars import bind_contextvars, bound_contextvars
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
 #: What a caller may choose as a request id: it is repeated in headers, logs and problems.
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -19,11 +18,20 @@ def request_id_from(given: str | None) -> str:
     return f"req_{secrets.token_hex(12)}"
 
 
-def bound_request(request_id: str) -> AbstractContextManager[None]:
-    """Bind a request's id to every line written inside the block."""
-    return bound_contextvars(request_id=request_id)
+def begin_request(request_id: str) -> None:
+    """Bind a request's id to every line written in this context, and forget what an earlier request bound.
+
+    asyncio may hand a task the variables of another (CPython issue 140947), so that nothing is trusted to be empty.
+    """
+    clear_contextvars()
+    bind_contextvars(request_id=request_id)
 
 
 def bind_job(job_id: str) -> None:
     """Add a job's id to the lines that follow in this context."""
     bind_contextvars(job_id=job_id)
+
+
+def bind_tenant(tenant: str) -> None:
+    """Add a tenant's id to the lines that follow in this context."""
+    bind_contextvars(tenant=tenant)

@@ -29,14 +29,14 @@ def run(code: str) -> str:
 def test_json_lines_carry_the_request_and_the_job() -> None:
     lines = run("""
         import logging, structlog
-        from service.telemetry.context import bind_job, bound_request
+        from service.telemetry.context import begin_request, bind_job
         from service.telemetry.logs import configure_logging
         configure_logging("json", "info")
         log = structlog.get_logger()
-        with bound_request("req_1"):
-            bind_job("gen_1")
-            log.info("generation_accepted", model="shapes")
-            logging.getLogger("some.library").warning("slow %s", "disk")
+        begin_request("req_1")
+        bind_job("gen_1")
+        log.info("generation_accepted", model="shapes")
+        logging.getLogger("some.library").warning("slow %s", "disk")
         log.debug("unseen")
     """).splitlines()
     first, second = (json.loads(line) for line in lines)

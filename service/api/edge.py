@@ -1,0 +1,83 @@
+"""The outermost layer of the app: a request id, an access event, headers on every reply, and no error that escapes."""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+from fastapi.requests import Request
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.problems import problem_response, unexpected_response
+from service.contract.errors import DarkroomError
+from service.telemetry.context import begin_request, request_id_from
+
+log = structlog.get_logger("service.access")
+
+#: Where the id of the request is kept in its scope.
+_REQUEST_ID = "darkroom.request_id"
+
+
+def request_id_of(request: Request) -> str:
+    """Return the id that the edge gave to this request."""
+    return str(request.scope[_REQUEST_ID])
+
+
+class Edge:
+    """ASGI middleware. Every reply below it, and every error, passes here."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; other kinds of connection pass through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = request_id_from(_header(scope, b"x-request-id"))
+        scope[_REQUEST_ID] = request_id
+        begin_request(request_id)
+        status: int | None = None
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_marked)
+        except ClientDisconnect:
+            pass
+        except DarkroomError as err:
+            if status is not None:
+                raise
+            await problem_response(err, request_id)(scope, receive, send_marked)
+        except Exception:
+            log.exception("unexpected_error")
+            if status is not None:
+                raise
+            await unexpected_response(request_id)(scope, receive, send_marked)
+        finally:
+            log.info(
+                "request_finished" if status else "request_abandoned",
+                method=scope["method"],
+                # The pattern of the route: a path may hold anything.
+                route=getattr(scope.get("route"), "path", None),
+                status=status,
+                duration_ms=round(1000 * (time.perf_counter() - started), 2),
+            )
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            return value.decode("latin-1")
+    return None

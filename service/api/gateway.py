@@ -1,0 +1,50 @@
+"""What handlers work with: the use cases, put together once per process by the composition root."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from service.generations.cancel import CancelGeneration
+from service.generations.erase import EraseGeneration
+from service.generations.listing import ListGenerations
+from service.generations.models import ModelDirectory
+from service.generations.submit import SubmitGeneration
+from service.generations.wait import WatchGeneration
+from service.jobs.async_store import AsyncJobStore
+from service.storage.s3 import ObjectStorage
+from service.telemetry.context import bind_tenant
+from service.tenants.authentication import Authenticator, Caller
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The typed state of the app."""
+
+    authenticator: Authenticator
+    submit: SubmitGeneration
+    watch: WatchGeneration
+    cancel: CancelGeneration
+    erase: EraseGeneration
+    listing: ListGenerations
+    models: ModelDirectory
+    store: AsyncJobStore
+    storage: ObjectStorage
+    #: Threads for calls of the storage, which block.
+    threads: Executor
+    #: s, the longest `Prefer: wait`.
+    wait_cap_s: int
+
+
+def gateway_of(request: Request) -> Gateway:
+    """Return the app's state."""
+    return request.app.state.gateway
+
+
+async def caller_of(request: Request) -> Caller:
+    """Return who calls; raises `Unauthenticated` or `Unavailable`."""
+    caller = await gateway_of(request).authenticator.caller(request.headers.get("authorization"))
+    bind_tenant(caller.tenant)
+    return caller

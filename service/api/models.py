@@ -1,0 +1,166 @@
+"""`/v1/models` and `/v1/schedulers`: what can be asked for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.api import documentation as doc
+from service.api.gateway import caller_of, gateway_of
+from service.api.operation import Operation
+from service.contract.catalog import DType, Family, Limits
+from service.contract.generation import SigmaSpacing, Task
+from service.contract.schedulers import ALIASES, SCHEDULERS
+from service.jobs.commands import RegisteredModel
+
+router = APIRouter(route_class=Operation, tags=["models"])
+
+
+class _Resource(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelDefaults(_Resource):
+    """What a request gets that does not say otherwise."""
+
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    scheduler: str
+    strength: float
+
+
+class ModelResource(_Resource):
+    """A model with everything a request to it must keep to."""
+
+    id: str
+    object: Literal["model"] = "model"
+    description: str
+    family: Family
+    default: Annotated[bool, Field(description="It draws what names no model.")]
+    tasks: list[Task]
+    size_step_px: Annotated[int, Field(description="Sides are multiples of this, px.")]
+    defaults: ModelDefaults
+    limits: Limits
+    schedulers: list[str]
+    max_prompt_tokens: int
+    safety_checker: bool
+    dtype: DType
+    sha256: str
+    workers: Annotated[int, Field(ge=0, description="Live workers that hold it in memory.")]
+
+
+class ModelList(_Resource):
+    """Every model, the default first."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelResource]
+
+
+class SchedulerResource(_Resource):
+    """A sampler, with what it takes to build it in diffusers."""
+
+    id: str
+    object: Literal["scheduler"] = "scheduler"
+    title: str
+    aliases: list[str]
+    diffusers_class: str
+    config: Annotated[dict[str, Any], Field(description="Settings laid over the model's own scheduler config.")]
+    sigmas: Annotated[list[SigmaSpacing], Field(description="Accepted values of `sigmas`.")]
+
+
+class SchedulerList(_Resource):
+    """Every sampler."""
+
+    object: Literal["list"] = "list"
+    data: list[SchedulerResource]
+
+
+_MODELS_PATH = "/v1/models"
+_MODEL_PATH = _MODELS_PATH + "/{model_id}"
+
+_SCHEDULERS = SchedulerList(
+    data=[
+        SchedulerResource(
+            id=spec.name,
+            title=spec.title,
+            aliases=[alias for alias, name in ALIASES.items() if name == spec.name],
+            diffusers_class=spec.diffusers_class,
+            config=spec.config,
+            sigmas=list(spec.spacings),
+        )
+        for spec in SCHEDULERS.values()
+    ]
+)
+
+
+@router.get(
+    _MODELS_PATH,
+    operation_id="listModels",
+    summary="List the models",
+    responses={200: {"model": ModelList, "description": "Every model that a worker has shown."}, **doc.refusals()},
+)
+async def list_models(request: Request) -> Response:
+    """Answer with every model."""
+    await caller_of(request)
+    models = await gateway_of(request).models.models()
+    return _json(ModelList(data=[_model(model) for model in models]))
+
+
+@router.get(
+    _MODEL_PATH,
+    operation_id="getModel",
+    summary="Look at a model",
+    responses={200: {"model": ModelResource, "description": "The model."}, **doc.refusals(404)},
+    openapi_extra={"parameters": [doc.MODEL_ID]},
+)
+async def get_model(request: Request) -> Response:
+    """Answer with one model."""
+    await caller_of(request)
+    return _json(_model(await gateway_of(request).models.model(str(request.path_params["model_id"]))))
+
+
+@router.get(
+    "/v1/schedulers",
+    operation_id="listSchedulers",
+    summary="List the schedulers",
+    responses={200: {"model": SchedulerList, "description": "Every scheduler."}, **doc.refusals()},
+)
+async def list_schedulers(request: Request) -> Response:
+    """Answer with every scheduler; each model says which of them it offers."""
+    await caller_of(request)
+    return _json(_SCHEDULERS)
+
+
+def _json(resource: BaseModel) -> Response:
+    return Response(resource.model_dump_json(), media_type="application/json")
+
+
+def _model(model: RegisteredModel) -> ModelResource:
+    card = model.card
+    return ModelResource(
+        id=card.id,
+        description=card.description,
+        family=card.family,
+        default=card.default,
+        tasks=list(card.tasks),
+        size_step_px=card.size_step_px,
+        defaults=ModelDefaults(
+            width=card.width,
+            height=card.height,
+            steps=card.steps,
+            guidance_scale=card.guidance_scale,
+            scheduler=card.scheduler,
+            strength=card.strength,
+        ),
+        limits=card.limits,
+        schedulers=list(card.schedulers),
+        max_prompt_tokens=card.max_prompt_tokens,
+        safety_checker=card.safety_checker,
+        dtype=card.dtype,
+        sha256=card.sha256,
+        workers=model.workers,
+    )

@@ -1,0 +1,52 @@
+"""The contract as a document: `python -m service.api.openapi > openapi.yaml`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from service.api.application import build_api
+from service.api.problems import Problem
+from service.generations.request import GenerationRequest
+from service.settings.gateway import HttpSettings
+
+_SECURITY = "apiKey"
+
+
+def document(api: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document of the application."""
+    found = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
+    _, definitions = models_json_schema(
+        [(GenerationRequest, "validation"), (Problem, "validation")], ref_template="#/components/schemas/{model}"
+    )
+    components = found.setdefault("components", {})
+    schemas = cast("dict[str, Any]", components.setdefault("schemas", {}))
+    schemas.update(definitions["$defs"])
+    components["schemas"] = dict(sorted(schemas.items()))
+    components["securitySchemes"] = {
+        _SECURITY: {
+            "type": "http",
+            "scheme": "bearer",
+            "bearerFormat": "dk_<id>_<secret>",
+            "description": "Made by `darkroom keys create`; shown once. A gateway with AUTH=none asks for none.",
+        }
+    }
+    for path, operations in cast("dict[str, dict[str, Any]]", found["paths"]).items():
+        for operation in operations.values():
+            operation["security"] = [{_SECURITY: []}] if path.startswith("/v1/") else []
+    return found
+
+
+def as_yaml(openapi: dict[str, Any]) -> str:
+    """Return the document as text, the same for the same document."""
+    import yaml  # noqa: PLC0415 - a tool of developers, not of the running gateway
+
+    return yaml.safe_dump(openapi, sort_keys=False, allow_unicode=True, width=120)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(as_yaml(document(build_api(HttpSettings(), local_only=False))))

@@ -1,0 +1,189 @@
+"""The gateway process: opens its clients, puts the use cases together, serves. `python -m service.app`."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import cast
+
+import redis.asyncio
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from service.api.application import build_api
+from service.api.gateway import Gateway
+from service.api.http_protocol import GuardedHttpProtocol
+from service.generations.cancel import CancelGeneration
+from service.generations.erase import EraseGeneration
+from service.generations.housekeeping import Housekeeping
+from service.generations.ids import IdSource
+from service.generations.listing import ListGenerations
+from service.generations.models import ModelDirectory
+from service.generations.pictures import PictureLimits
+from service.generations.submit import SubmitGeneration, SubmitRules
+from service.generations.wait import WatchGeneration
+from service.jobs.async_store import AsyncJobStore
+from service.jobs.connection import connect_async
+from service.jobs.waiting import Waiters
+from service.settings.gateway import AdmissionSettings, GatewaySettings, HttpSettings
+from service.settings.reading import SettingsError
+from service.storage.s3 import ObjectStorage
+from service.telemetry.logs import configure_logging
+from service.tenants.authentication import Authenticator, KeyAuthenticator, LocalAuthenticator
+
+log = structlog.get_logger(__name__)
+
+#: Calls of the storage at once in this process; each is a round trip of milliseconds.
+_STORAGE_THREADS = 16
+
+
+def create_app(settings: GatewaySettings) -> FastAPI:
+    """Return the app; its lifespan opens and closes everything it stands on."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with connect_async(settings.redis) as client:
+            store = AsyncJobStore(client)
+            waiters = Waiters(client, store)
+            storage = ObjectStorage(settings.storage)
+            housekeeping = Housekeeping(
+                store,
+                refuse_ratio=settings.admission.memory_refuse_ratio,
+                interval_s=settings.admission.memory_sample_s,
+            )
+            await waiters.start()
+            rounds = asyncio.create_task(housekeeping.run(), name="housekeeping")
+            with ThreadPoolExecutor(_STORAGE_THREADS, thread_name_prefix="storage") as threads:
+                app.state.gateway = _gateway(
+                    settings,
+                    client,
+                    store=store,
+                    storage=storage,
+                    waiters=waiters,
+                    housekeeping=housekeeping,
+                    threads=threads,
+                )
+                yield
+            rounds.cancel()
+            await asyncio.gather(rounds, return_exceptions=True)
+            await waiters.stop()
+            storage.close()
+
+    return build_api(settings.http, local_only=settings.auth.auth == "none", lifespan=lifespan)
+
+
+def _gateway(
+    settings: GatewaySettings,
+    client: redis.asyncio.Redis,
+    *,
+    store: AsyncJobStore,
+    storage: ObjectStorage,
+    waiters: Waiters,
+    housekeeping: Housekeeping,
+    threads: ThreadPoolExecutor,
+) -> Gateway:
+    ids = IdSource(store)
+    models = ModelDirectory(store, cache_s=settings.admission.models_cache_s)
+    authenticator: Authenticator = LocalAuthenticator()
+    if settings.auth.auth == "keys":
+        authenticator = KeyAuthenticator(client, cache_s=settings.auth.key_cache_s)
+    submit = SubmitGeneration(
+        store=store,
+        storage=storage,
+        models=models,
+        ids=ids,
+        admission=housekeeping,
+        rules=_rules(settings.admission),
+        threads=threads,
+    )
+    return Gateway(
+        authenticator=authenticator,
+        submit=submit,
+        watch=WatchGeneration(store=store, waiters=waiters, ids=ids),
+        cancel=CancelGeneration(store=store, ids=ids),
+        erase=EraseGeneration(store=store, ids=ids),
+        listing=ListGenerations(store),
+        models=models,
+        store=store,
+        storage=storage,
+        threads=threads,
+        wait_cap_s=settings.http.wait_cap_s,
+    )
+
+
+def _rules(admission: AdmissionSettings) -> SubmitRules:
+    return SubmitRules(
+        retain_s=admission.retain_s,
+        retain_max_s=admission.retain_max_s,
+        pool_queued=admission.queue_limit,
+        pictures=PictureLimits(
+            max_bytes=admission.input_limit_bytes,
+            max_side_px=admission.input_side_px,
+            max_pixels=admission.input_pixels,
+        ),
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says where it listens, and answers waits before it waits for them."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for each in sockets or []:
+            host, port = each.getsockname()[:2]
+            log.info("gateway_listening", host=host, port=port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        log.info("gateway_stopping")
+        cast("Gateway", self._app.state.gateway).watch.release()
+        await super().shutdown(sockets)
+
+
+def _listen(http: HttpSettings) -> socket.socket:
+    """Return the listening socket; raises `SettingsError` with what to do where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in http.host else socket.AF_INET
+    try:
+        return socket.create_server((http.host, http.port), family=family, backlog=2048)
+    except OSError as err:
+        reason = (err.strerror or str(err)).lower()
+        msg = f"cannot listen on {http.host} port {http.port} ({reason}); set DARKROOM_HOST or PORT to another"
+        raise SettingsError(msg) from err
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT; a wrong setting or a taken port ends the process with one line."""
+    try:
+        settings = GatewaySettings.from_environment()
+        listening = _listen(settings.http)
+    except SettingsError as err:
+        sys.exit(f"darkroom gateway: {err}")
+    configure_logging(settings.log.log, settings.log.log_level)
+    http = settings.http
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        http=GuardedHttpProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(http.trusted_proxies),
+        forwarded_allow_ips=http.trusted_proxies or None,
+        timeout_keep_alive=http.keep_alive_s,
+        timeout_graceful_shutdown=http.shutdown_grace_s,
+    )
+    _Server(config, app).run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    main()
