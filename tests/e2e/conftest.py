@@ -1,0 +1,29 @@
+"""The whole service, once per module: real gateways, agents and engine children."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from service.settings.groups import RedisSettings, StorageSettings
+from tests.e2e.processes import Service
+
+
+@pytest.fixture(scope="module")
+def service(
+    redis_settings: RedisSettings, storage_settings: StorageSettings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """An empty queue, and processes that end with the module. Their logs lie in `service.folder`."""
+    client = redis.Redis.from_url(redis_settings.url.get_secret_value(), decode_responses=True)
+    client.flushdb()
+    service = Service(
+        redis_settings, storage_settings, tmp_path_factory.mktemp("service"), extra={"DARKROOM_LOG": "json"}
+    )
+    try:
+        yield service
+    finally:
+        service.stop()
+        client.flushdb()
+        client.close()
