@@ -17,17 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from service.cli.configuration import read_configuration
 from service.cli.failure import CommandFailed
-from service.contract.catalog import CatalogEntry
 from service.contract.errors import DarkroomError
 from service.jobs.connection import connect
-from service.settings.cli import CatalogueSettings, UpSettings
+from service.settings.cli import UpSettings
 from service.settings.groups import RedisSettings, StorageSettings
+from service.settings.worker import AgentSettings
 from service.storage.s3 import ObjectStorage
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -49,6 +47,16 @@ print(json.dumps({
     "gpus": [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus],
     "mps": torch.backends.mps.is_available(),
 }))
+"""
+
+_CATALOGUE_PROBE = """
+import json, pathlib, sys
+from worker.agent.catalog import CatalogError, packaged_catalog, read_catalog
+path = pathlib.Path(sys.argv[1]) if sys.argv[1:] else packaged_catalog()
+try:
+    print(json.dumps({"path": str(path), "models": [entry.id for entry in read_catalog(path)]}))
+except CatalogError as err:
+    sys.exit(str(err))
 """
 
 
@@ -190,59 +198,41 @@ def _s3() -> list[Finding]:
 
 
 def _models() -> list[Finding]:
-    path = read_configuration(CatalogueSettings).models or _packaged_catalogue()
-    if path is None:
+    """Ask the worker's own reader, in a process of its own."""
+    if importlib.util.find_spec("worker") is None or importlib.util.find_spec("yaml") is None:
         return [Finding("models.yaml", "warn", "no worker is installed here", "pip install 'darkroom[worker]'")]
-    return [judge_catalogue(path)]
+    path = read_configuration(AgentSettings).models
+    return [read_catalogue(path)]
 
 
-def _packaged_catalogue() -> Path | None:
-    spec = importlib.util.find_spec("worker")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    return Path(folders[0]) / "models.yaml" if folders else None
-
-
-def judge_catalogue(path: Path) -> Finding:
-    """Judge a models.yaml: its form, its one default, the folders it names."""
-    try:
-        document = yaml.safe_load(path.read_text("utf-8"))
-        entries = [CatalogEntry.model_validate(each) for each in document["models"]]
-    except OSError as err:
-        return Finding("models.yaml", "fail", f"{path}: {err.strerror}", "see that DARKROOM_MODELS is right")
-    except ValidationError as err:
-        first = err.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return Finding("models.yaml", "fail", f"{path}: {where}: {first['msg']}", "correct the entry")
-    except (yaml.YAMLError, KeyError, TypeError) as err:
-        reason = str(err).splitlines()[0]
-        return Finding("models.yaml", "fail", f"{path}: {reason}", "see docs/adding-a-model.md for its form")
-    if sum(entry.default for entry in entries) != 1:
-        return Finding("models.yaml", "fail", f"{path}: not exactly one model is the default", "mark one default: true")
-    missing = [entry.id for entry in entries if _is_missing_folder(path, entry.source)]
-    if missing:
-        return Finding("models.yaml", "fail", f"no folder for {', '.join(missing)}", "correct `source` of these models")
-    return Finding("models.yaml", "ok", f"{len(entries)} models in {path}: {', '.join(entry.id for entry in entries)}")
-
-
-def _is_missing_folder(catalogue: Path, source: str) -> bool:
-    """Whether `source` names a folder that is not there; `owner/name` may be a hub id."""
-    may_be_hub_id = source.count("/") == 1 and not source.startswith((".", "/", "~"))
-    return not may_be_hub_id and not (catalogue.parent / Path(source).expanduser()).is_dir()
+def read_catalogue(path: Path | None) -> Finding:
+    """Judge a models.yaml, or the one in the package, as a worker would."""
+    done = _python_run(_CATALOGUE_PROBE, *([str(path)] if path else []))
+    if done.returncode:
+        return Finding("models.yaml", "fail", _last_line(done), "correct it, or DARKROOM_MODELS")
+    found = json.loads(done.stdout)
+    return Finding("models.yaml", "ok", f"{found['path']}: {', '.join(found['models'])}")
 
 
 def _torch() -> list[Finding]:
     """Ask torch in a process of its own: importing it takes seconds and half a gigabyte."""
     if importlib.util.find_spec("torch") is None:
         return [Finding("torch", "warn", "not installed", "needed by workers only: pip install 'darkroom[worker]'")]
-    done = subprocess.run(  # noqa: S603 - our own arguments
-        [sys.executable, "-P", "-c", _TORCH_PROBE], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = _python_run(_TORCH_PROBE)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return [Finding("torch", "fail", f"cannot be imported: {last}", "install it again")]
+        return [Finding("torch", "fail", f"cannot be imported: {_last_line(done)}", "install it again")]
     found = json.loads(done.stdout)
     if found["gpus"]:
         return [Finding("torch", "ok", f"{found['version']}; {'; '.join(found['gpus'])}")]
     if found["mps"]:
         return [Finding("torch", "ok", f"{found['version']}; Apple MPS")]
     return [Finding("torch", "ok", f"{found['version']}; no GPU", "workers draw on the CPU: fine for small models")]
+
+
+def _python_run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603 - our own code
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    return (done.stderr.strip().splitlines() or ["no output"])[-1]

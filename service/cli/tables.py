@@ -29,10 +29,9 @@ def models_table(models: Sequence[dict[str, Any]]) -> Table:
     """`GET /v1/models` for people."""
     table = _table("Model", "Default", "Tasks", "Size (px)", "Warm workers", "Description")
     for model in models:
-        size = f"{model.get('width')} × {model.get('height')}"
-        tasks = ", ".join(model.get("tasks", ()))
-        default = "yes" if model.get("default") else ""
-        _row(table, model["id"], default, tasks, size, model.get("workers", 0), model.get("description", ""))
+        size = f"{model['defaults']['width']} × {model['defaults']['height']}"
+        default = "yes" if model["default"] else ""
+        _row(table, model["id"], default, ", ".join(model["tasks"]), size, model["workers"], model["description"])
     return table
 
 

@@ -132,6 +132,7 @@ class LocalService:
             "DARKROOM_PORT": str(self._options.port),
             "DARKROOM_AUTH": "none",
             "DARKROOM_SHUTDOWN_GRACE_S": str(_GATEWAY_GRACE_S - 1),
+            "DARKROOM_DRAIN_S": str(_WORKER_GRACE_S - 2),
         }
         if self._valkey is not None:
             variables["DARKROOM_REDIS_URL"] = self._valkey.url

@@ -35,15 +35,6 @@ class ClientSettings(BaseSettings):
     key: SecretStr | None = None
 
 
-class CatalogueSettings(BaseSettings):
-    """Where the operator's list of models lies."""
-
-    model_config = SettingsConfigDict(env_prefix="DARKROOM_", env_ignore_empty=True, frozen=True)
-
-    #: Path of a models.yaml; None = the one in the package.
-    models: Path | None = None
-
-
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
     """Return this process' environment with `changes` laid over it, for a process that `darkroom` starts."""
     return {**os.environ, **changes}  # noqa: TID251 - the one place that hands the environment on
