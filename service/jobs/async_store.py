@@ -189,12 +189,19 @@ class AsyncJobStore:
         with _as_unavailable():
             await self._redis.ping()
 
+    async def server(self) -> commands.ServerState:
+        """Return how long Redis has been up and how full it is (plain INFO: Redis 6.2 takes no list of sections)."""
+        with _as_unavailable():
+            info = cast("dict[str, int]", await self._redis.info())
+        limit = int(info.get("maxmemory", 0))
+        return commands.ServerState(
+            uptime_s=float(info["uptime_in_seconds"]),
+            memory_ratio=int(info["used_memory"]) / limit if limit else None,
+        )
+
     async def memory_ratio(self) -> float | None:
         """Return used memory / maxmemory, None where no limit is set."""
-        with _as_unavailable():
-            info = cast("dict[str, int]", await self._redis.info("memory"))
-        limit = int(info.get("maxmemory", 0))
-        return int(info["used_memory"]) / limit if limit else None
+        return (await self.server()).memory_ratio
 
 
 def _has(job: Job, labels: Mapping[str, str] | None) -> bool:

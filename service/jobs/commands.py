@@ -89,6 +89,15 @@ class Reaped:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerState:
+    """What Redis says of itself."""
+
+    uptime_s: float
+    #: Used memory ÷ maxmemory; None where no limit is set.
+    memory_ratio: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class RegisteredModel:
     """A model that some worker has shown, and how many hold it warm now."""
 
