@@ -16,6 +16,8 @@ def main() -> None:
         app()
     except CommandFailed as err:
         _end(err.message, err.exit_code)
+    except KeyboardInterrupt:
+        _end("Stopped.", 130)
     except ModuleNotFoundError as err:
         if (err.name or "").startswith(("service", "worker")):
             raise

@@ -24,13 +24,13 @@ class Terminal:
         """Write one line that stays."""
         self._console.print(escape(text))
 
+    def result(self, text: str) -> None:
+        """Write one line to standard output: what the command was run for."""
+        Console(highlight=False, soft_wrap=True).print(escape(text))
+
     def warn(self, text: str) -> None:
         """Write one line that needs attention."""
         self._console.print(f"[yellow]{escape(text)}[/]")
-
-    def fail(self, text: str) -> None:
-        """Write the line that says why the command failed."""
-        self._console.print(f"[bold red]{escape(text)}[/]")
 
     @contextlib.contextmanager
     def part(self, name: str, doing: str) -> Iterator[Callable[[str], None]]:

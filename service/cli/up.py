@@ -48,14 +48,18 @@ def up(options: UpOptions, settings: UpSettings, terminal: Terminal) -> None:
     with StopRequest.listening() as stop, home.held():
         _require_port(options.port)
         service = LocalService(home, options, settings, terminal, stop)
+        picture: Path | None = None
         try:
             service.start()
             picture = service.draw_first_picture()
-            terminal.say(f"First picture: {picture}")
+            terminal.result(f"First picture: {picture}")
             if not options.once:
                 service.serve()
-        except Stopped:
+        except Stopped as err:
             terminal.say("Stopping …")
+            if picture is None:
+                msg = "Stopped before the first picture."
+                raise CommandFailed(msg, exit_code=128 + err.signal_number) from err
         finally:
             service.stop()
 
