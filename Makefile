@@ -9,7 +9,7 @@ RUN_EXTRAS := gateway worker cli embedded
 DEV_EXTRAS := $(RUN_EXTRAS) dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check openapi clean environment environment-dev
+.PHONY: help run test check openapi bench clean environment environment-dev
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,7 +36,11 @@ check: environment-dev ## Lint, types, import rules, architecture tests; offline
 	$(BIN)/python -m pytest -q tests/architecture
 
 openapi: environment-dev ## Write openapi.yaml from the app
-	@$(BIN)/python -m service.api.openapi openapi.yaml
+	@$(BIN)/python -m service.api.openapi > openapi.yaml.new && mv openapi.yaml.new openapi.yaml
+
+bench: environment-dev ## Measure what docs/performance.md reports
+	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.rates
 
 clean: ## Remove caches and the environment; data in .darkroom stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
