@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from service.telemetry.logs import configure_logging
 from worker.engine.channel import Inbox, Outbox
+
+if TYPE_CHECKING:
+    from worker.engine.loop import Engine
 
 
 def main() -> NoReturn:
@@ -27,16 +30,21 @@ def main() -> NoReturn:
     inbox = Inbox(os.fdopen(arguments.fd_in, "rb"))
     inbox.start()
 
-    # Five seconds of imports, with the pipe already watched and SIGINT ignored.
+    _engine(inbox, Outbox(os.fdopen(arguments.fd_out, "wb")), threads=arguments.threads).run()
+
+
+def _engine(inbox: Inbox, outbox: Outbox, *, threads: int) -> Engine:
+    """Return the engine after some five seconds of imports, with the pipe already watched and SIGINT ignored."""
     import torch  # noqa: PLC0415 - see above
 
-    from worker.engine.loop import Engine  # noqa: PLC0415 - see above
-    from worker.pipelines.loading import quiet_libraries  # noqa: PLC0415 - see above
+    from worker.pipelines.quiet import quiet_libraries  # noqa: PLC0415 - see above
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     quiet_libraries()
-    Engine(inbox, Outbox(os.fdopen(arguments.fd_out, "wb"))).run()
+    from worker.engine.loop import Engine  # noqa: PLC0415 - see above
+
+    if threads:
+        torch.set_num_threads(threads)
+    return Engine(inbox, outbox)
 
 
 def _arguments() -> argparse.Namespace:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import huggingface_hub
 import torch
-import transformers
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from service.contract.catalog import CatalogEntry, DType, ModelCard
@@ -36,14 +34,6 @@ class LoadedModel:
     pipeline: Pipeline
     device: torch.device
     dtype: torch.dtype
-
-
-def quiet_libraries() -> None:
-    """Switch off the progress bars and the chatter of diffusers, transformers and the hub: stderr is for logs."""
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-        library.utils.logging.set_verbosity_error()
-    huggingface_hub.utils.disable_progress_bars()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -113,7 +103,7 @@ def _locate(entry: CatalogEntry) -> Path:
 def _read(folder: Path, abilities: Capabilities, variant: str | None, dtype: torch.dtype) -> Pipeline:
     options: dict[str, Any] = {"add_watermarker": False} if abilities.family == "sdxl" else {}
     try:
-        return getattr(diffusers, abilities.pipeline_class).from_pretrained(
+        return DiffusionPipeline.from_pretrained(
             folder,
             # Always given: without it transformers reads a text encoder in its file's format and diffusers the
             # denoiser in float32, and the first linear layer between them fails.
