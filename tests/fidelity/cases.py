@@ -10,6 +10,18 @@ import PIL.Image
 
 from service.contract.generation import GenerationSpec, Task
 
+TASKS = ("text-to-image", "image-to-image", "inpaint")
+
+#: Model → what it does.
+ABILITIES: dict[str, tuple[str, ...]] = {
+    "sd15": TASKS,
+    "sd21": TASKS,
+    "sdxl": TASKS,
+    "sd_inpaint": ("inpaint",),
+    "sdxl_inpaint": ("inpaint",),
+}
+MODELS_AND_TASKS = [(model, task) for model, tasks in ABILITIES.items() for task in tasks]
+
 #: Deterministic pictures with structure at the scale of a latent pixel, so that every part of one matters.
 _BLOCKS_PX = 8
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from service.contract.generation import SEED_MAX
-from tests.fidelity.cases import Case
+from tests.fidelity.cases import MODELS_AND_TASKS, TASKS, Case
 from tests.fidelity.engine import EngineSide, assert_equal, steps_of
 from tests.fidelity.reference import Reference
 from tests.models import BOXED_MODEL, LIBRARY_WARNINGS
@@ -86,13 +86,13 @@ def test_an_sdxl_refiner_equals_diffusers(engine_side: EngineSides, reference: R
     assert_equal(engine_side("sdxl_refiner"), reference("sdxl_refiner"), case)
 
 
-@pytest.mark.parametrize("task", ["text-to-image", "image-to-image", "inpaint"])
+@pytest.mark.parametrize("task", TASKS)
 def test_the_boxed_model_equals_diffusers(boxed_engine: EngineSide, task: str) -> None:
     assert_equal(boxed_engine, Reference(BOXED_MODEL), Case(task=task, prompt="a red apple, 3d render"))
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a", "dpmpp_sde", "heun"])
-@pytest.mark.parametrize("task", ["text-to-image", "image-to-image", "inpaint"])
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("model", FAMILIES)
 def test_image_i_of_several_is_what_its_seed_alone_gives(
     engine_side: EngineSides, reference: References, model: str, task: str, scheduler: str
@@ -107,12 +107,9 @@ def test_image_i_of_several_is_what_its_seed_alone_gives(
     assert [(m.step, m.steps) for m in steps_of(messages)] == [(n + 1, calls) for n in range(calls)]
 
 
-@pytest.mark.parametrize("task", ["text-to-image", "image-to-image", "inpaint"])
-@pytest.mark.parametrize("model", [*FAMILIES, "sd_inpaint", "sdxl_inpaint"])
+@pytest.mark.parametrize(("model", "task"), MODELS_AND_TASKS)
 def test_the_tiny_models_see_everything_that_is_asked_of_them(reference: References, model: str, task: str) -> None:
     """Were a picture the same with another prompt, the equalities above would prove nothing."""
-    if "inpaint" in model and task != "inpaint":
-        return
     case = Case(task=task, negative_prompt="a dog")
     others = [
         case.but(prompt="a blue car"),

@@ -7,14 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from service.contract.schedulers import SCHEDULERS
-from tests.fidelity.cases import Case
+from tests.fidelity.cases import TASKS, Case
 from tests.fidelity.engine import EngineSide, assert_equal
 from tests.fidelity.reference import SAMPLERS, SPACED, Reference
 from tests.models import LIBRARY_WARNINGS
 
 pytestmark = LIBRARY_WARNINGS
 
-TASKS = ("text-to-image", "image-to-image", "inpaint")
 FAMILIES = ("sd15", "sd21", "sdxl")
 
 EngineSides = Callable[[str], EngineSide]
