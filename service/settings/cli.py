@@ -35,6 +35,6 @@ class ClientSettings(BaseSettings):
     key: SecretStr | None = None
 
 
-def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """Return this process' environment with `changes` laid over it, for a process that `darkroom` starts."""
-    return {**os.environ, **changes}  # noqa: TID251 - the one place that hands the environment on
+def child_environment(changes: Mapping[str, str], *, defaults: Mapping[str, str]) -> dict[str, str]:
+    """Return this process' environment between `defaults` and `changes`, for a process that `darkroom` starts."""
+    return {**defaults, **os.environ, **changes}  # noqa: TID251 - the one place that hands the environment on

@@ -227,7 +227,7 @@ def test_killed_process_is_started_again_and_draws(serving: Up, module: str) -> 
     until(draws, START_S, "a picture after the restart")
 
 
-def generate(serving: Up, *words: str) -> subprocess.Popen[str]:
+def started_generate(serving: Up, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "service.cli.main", "generate", *words, "--url", serving.url],
         stdout=subprocess.PIPE,
@@ -237,29 +237,33 @@ def generate(serving: Up, *words: str) -> subprocess.Popen[str]:
     )
 
 
+def generate(serving: Up, *words: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a `generate` that ran to its end."""
+    process = started_generate(serving, *words)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
 def test_generate_saves_what_was_asked_for(serving: Up, tmp_path: Path) -> None:
     words = ["a blue square", "--seed", "7", "--steps", "4", "--num-images", "2", "-o", str(tmp_path / "square.png")]
-    process = generate(serving, *words)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    code, out, err = generate(serving, *words)
+    assert code == 0, err
     assert out.split() == [str(tmp_path / "square-0.png"), str(tmp_path / "square-1.png")]
     assert size_of_png(tmp_path / "square-1.png") == (64, 64)
 
 
 def test_generate_starts_from_a_picture(serving: Up, tmp_path: Path) -> None:
     first, second = tmp_path / "first.png", tmp_path / "second.webp"
-    assert generate(serving, "a red apple", "--steps", "4", "-o", str(first)).wait(60) == 0
-    process = generate(serving, "a green apple", "--image", str(first), "--steps", "4", "-o", str(second))
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    assert generate(serving, "a red apple", "--steps", "4", "-o", str(first))[0] == 0
+    code, out, err = generate(serving, "a green apple", "--image", str(first), "--steps", "4", "-o", str(second))
+    assert code == 0, err
     assert out.strip() == str(second)
     assert second.read_bytes()[8:12] == b"WEBP"
 
 
 def test_refusal_is_told_by_field(serving: Up, tmp_path: Path) -> None:
-    process = generate(serving, "x", "--width", "65", "--model", "tiny-emojy", "-o", str(tmp_path / "x.png"))
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (1, "")
+    code, out, err = generate(serving, "x", "--width", "65", "--model", "tiny-emojy", "-o", str(tmp_path / "x.png"))
+    assert (code, out) == (1, "")
     assert "tiny-emoji" in err
     assert "Traceback" not in err
 
@@ -267,7 +271,7 @@ def test_refusal_is_told_by_field(serving: Up, tmp_path: Path) -> None:
 def test_ctrl_c_cancels_on_the_server(serving: Up, tmp_path: Path) -> None:
     before = generations(serving.url)
     words = ["a slow picture", "--steps", "150", "--num-images", "4", "-o", str(tmp_path / "slow.png")]
-    process = generate(serving, *words)
+    process = started_generate(serving, *words)
     until(lambda: "running" in generations(serving.url).values(), 30, "a running generation")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
