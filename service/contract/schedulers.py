@@ -37,7 +37,8 @@ def _row(
     return name, SchedulerSpec(name=name, title=title, diffusers_class=cls, config=config or {}, spacings=spacings)
 
 
-#: Solvers name their `algorithm_type`: another solver's, taken over from a model's config, fails or is another sampler.
+#: Solvers name their `algorithm_type` and UniPC its last step: another solver's, taken over from a model's config, fails,
+#: is another sampler, or ends in NaN.
 SCHEDULERS: MappingProxyType[str, SchedulerSpec] = MappingProxyType(
     dict(
         [
@@ -60,7 +61,7 @@ SCHEDULERS: MappingProxyType[str, SchedulerSpec] = MappingProxyType(
             ),
             _row("dpmpp_2s", "DPM++ 2S", "DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++"}, _SIGMAS),
             _row("dpmpp_sde", "DPM++ SDE", "DPMSolverSDEScheduler", None, _SIGMAS),
-            _row("unipc", "UniPC", "UniPCMultistepScheduler", None, _SIGMAS),
+            _row("unipc", "UniPC", "UniPCMultistepScheduler", {"lower_order_final": True}, _SIGMAS),
             _row("deis", "DEIS", "DEISMultistepScheduler", {"algorithm_type": "deis"}, _SIGMAS),
             _row("sa_solver", "SA-Solver", "SASolverScheduler", {"algorithm_type": "data_prediction"}, _SIGMAS),
             _row("lcm", "LCM", "LCMScheduler", {"clip_sample": False}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class LoadedModel:
     pipeline: Pipeline
     device: torch.device
     dtype: torch.dtype
+    #: Samplers that were made before, unused, by pipeline class, name and spacing.
+    samplers: dict[tuple[str, str, str | None], Any] = field(default_factory=dict)
 
 
 def resolve_device(name: str) -> torch.device:

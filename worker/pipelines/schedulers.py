@@ -17,8 +17,10 @@ from worker.pipelines.errors import Refusal
 #: diffusers keeps its scheduler base classes untyped: `config`, `timesteps`, `set_timesteps()`, `order` are relied on.
 Scheduler = Any
 
-#: Looked up at import, so that none is imported while a request waits: diffusers loads its modules on first use.
 _CLASSES: dict[str, Any] = {row.diffusers_class: getattr(diffusers, row.diffusers_class) for row in SCHEDULERS.values()}
+
+# diffusers imports a scheduler's relatives when it first reads a config: a second, which no request should wait for.
+_ = _CLASSES["DDIMScheduler"]().compatibles
 
 _SPACING_SETTINGS: dict[SigmaSpacing, str] = {
     "karras": "use_karras_sigmas",
@@ -69,11 +71,11 @@ def runnable(class_name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def build(name: str, own: Scheduler, *, sigmas: SigmaSpacing | None, seed: int) -> Scheduler:
-    """Return a sampler of that name for one image.
+    """Return a sampler of that name, unused.
 
     `own` is the scheduler that the model came with, unused so far. Asked for by its own name it is returned itself,
     so that the model's config applies unchanged; any other is built from its config with the row's settings on top.
-    `seed` reaches the one class that draws its noise from a seed instead of a generator.
+    `seed` reaches the one class that draws its noise from a seed instead of a generator (`takes_seed`).
     """
     row = SCHEDULERS[name]
     taken = _settings(row.diffusers_class)
@@ -84,11 +86,16 @@ def build(name: str, own: Scheduler, *, sigmas: SigmaSpacing | None, seed: int) 
     if sigmas is not None:
         # All three are set: a model's own config may already choose another, and diffusers refuses two.
         overrides |= {key: spacing == sigmas for spacing, key in _SPACING_SETTINGS.items() if key in taken}
-    if "noise_sampler_seed" in taken:
+    if takes_seed(name):
         overrides["noise_sampler_seed"] = seed
     if is_own and not overrides:
         return own
     return _CLASSES[row.diffusers_class].from_config(own.config, **overrides)
+
+
+def takes_seed(name: str) -> bool:
+    """Return whether samplers of that name are made for one seed, and so for one image."""
+    return "noise_sampler_seed" in _settings(SCHEDULERS[name].diffusers_class)
 
 
 def check_spacing(name: str, sigmas: SigmaSpacing | None) -> None:

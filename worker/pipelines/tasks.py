@@ -56,9 +56,21 @@ def task_pipeline(model: LoadedModel, spec: GenerationSpec, *, seed: int) -> Pip
     components = dict(model.pipeline.components)
     components["scheduler"] = copy.deepcopy(components["scheduler"])
     pipeline = _CLASSES[is_xl(model), spec.task](**components, **options)
-    pipeline.scheduler = schedulers.build(spec.scheduler, pipeline.scheduler, sigmas=spec.sigmas, seed=seed)
+    pipeline.scheduler = _fresh_sampler(model, pipeline, spec, seed)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _fresh_sampler(model: LoadedModel, pipeline: Pipeline, spec: GenerationSpec, seed: int) -> schedulers.Scheduler:
+    """Return an unused sampler. Making one takes up to 0.3 s (DPM2), copying one that was made 0.3 ms."""
+    key = (type(pipeline).__name__, spec.scheduler, spec.sigmas)
+    made = model.samplers.get(key)
+    if made is None:
+        made = schedulers.build(spec.scheduler, pipeline.scheduler, sigmas=spec.sigmas, seed=seed)
+        if schedulers.takes_seed(spec.scheduler):
+            return made
+        model.samplers[key] = made
+    return copy.deepcopy(made)
 
 
 def check_supported(model: LoadedModel, spec: GenerationSpec) -> None:
@@ -79,8 +91,7 @@ def check_supported(model: LoadedModel, spec: GenerationSpec) -> None:
 
 def count_calls(model: LoadedModel, spec: GenerationSpec) -> int:
     """Return how many denoiser calls one image of the request takes; raises `Refusal` where there would be none."""
-    own = copy.deepcopy(model.pipeline.scheduler)
-    scheduler = schedulers.build(spec.scheduler, own, sigmas=spec.sigmas, seed=0)
+    scheduler = task_pipeline(model, spec, seed=spec.seed).scheduler
     return schedulers.count_calls(scheduler, steps=spec.steps, strength=spec.strength)
 
 

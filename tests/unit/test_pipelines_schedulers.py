@@ -1,0 +1,122 @@
+"""Every sampler can be built from every other's config and stays what its name says."""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import cache
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from service.contract.errors import FailureCode
+from service.contract.schedulers import SCHEDULERS
+from tests.models import LIBRARY_WARNINGS
+from worker.pipelines import schedulers
+from worker.pipelines.errors import Refusal
+
+pytestmark = LIBRARY_WARNINGS
+
+#: Settings by which two samplers of one class differ; they must not leak from one model's config into another sampler.
+CHARACTER = ("algorithm_type", "clip_sample", "skip_prk_steps", "thresholding")
+
+
+def own_of(name: str, **settings: Any) -> Any:
+    """Return a scheduler as a model folder gives it: every setting written out, whoever wrote it."""
+    return copy.deepcopy(_made(name, tuple(settings.items())))
+
+
+@cache
+def _made(name: str, settings: tuple[tuple[str, Any], ...]) -> Any:
+    row = SCHEDULERS[name]
+    kind = getattr(diffusers, row.diffusers_class)
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    return kind.from_config(json.loads(kind(**schedule | row.config | dict(settings)).to_json_string()))
+
+
+def build(name: str, own: Any, **options: Any) -> Any:
+    return schedulers.build(name, own, **{"sigmas": None, "seed": 1} | options)
+
+
+def character_of(scheduler: Any) -> dict[str, Any]:
+    return {key: scheduler.config[key] for key in CHARACTER if key in scheduler.config}
+
+
+@pytest.mark.parametrize("own", SCHEDULERS)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_sampler_is_the_same_whatever_sampler_the_model_came_with(name: str, own: str) -> None:
+    built = build(name, own_of(own))
+    assert type(built).__name__ == SCHEDULERS[name].diffusers_class
+    assert schedulers.own_name(type(built).__name__, built.config) == name
+    expected = {key: value for key, value in character_of(own_of(name)).items() if key in character_of(built)}
+    taken = schedulers._settings(type(built).__name__)
+    assert {key: built.config[key] for key in expected if key in taken} == {
+        key: value for key, value in expected.items() if key in taken
+    }
+    built.set_timesteps(4)
+    sample = torch.zeros(1, 4, 8, 8)
+    for t in built.timesteps:
+        sample = built.step(torch.zeros_like(sample), t, built.scale_model_input(sample, t)).prev_sample
+    assert torch.isfinite(sample).all()
+
+
+@pytest.mark.parametrize("name", [n for n in SCHEDULERS if n != "dpmpp_sde"])
+def test_a_models_own_sampler_runs_with_its_config_unchanged(name: str) -> None:
+    own = own_of(name, timestep_spacing="trailing") if name != "dpmpp_2s" else own_of(name, solver_order=1)
+    assert build(name, own) is own
+
+
+def test_the_brownian_sampler_draws_its_noise_from_the_seed() -> None:
+    assert build("dpmpp_sde", own_of("dpmpp_sde"), seed=5).config.noise_sampler_seed == 5
+    assert build("dpmpp_sde", own_of("euler"), seed=6).config.noise_sampler_seed == 6
+
+
+def test_an_asked_spacing_replaces_the_models_own() -> None:
+    own = own_of("euler", use_karras_sigmas=True)
+    assert build("euler", own).config.use_karras_sigmas
+    built = build("euler", own, sigmas="beta")
+    assert built.config.use_beta_sigmas
+    assert not built.config.use_karras_sigmas
+
+
+def test_a_class_that_is_in_the_table_twice_is_told_apart_by_its_algorithm() -> None:
+    kind = "DPMSolverMultistepScheduler"
+    assert schedulers.own_name(kind, {}) == "dpmpp_2m"
+    assert schedulers.own_name(kind, {"algorithm_type": "sde-dpmsolver++"}) == "dpmpp_2m_sde"
+    assert schedulers.own_name(kind, {"algorithm_type": "dpmsolver"}) == "dpmpp_2m"
+    assert schedulers.own_name("FlowMatchEulerDiscreteScheduler", {}) is None
+
+
+def test_a_spacing_that_a_sampler_does_not_have_is_refused_with_those_it_has() -> None:
+    schedulers.check_spacing("euler", "karras")
+    schedulers.check_spacing("ddim", None)
+    with pytest.raises(Refusal, match="none but its own"):
+        schedulers.check_spacing("ddim", "karras")
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "strength", "calls"),
+    [
+        ("ddim", 10, None, 10),
+        ("pndm", 10, None, 11),
+        ("heun", 10, None, 19),
+        ("ddim", 10, 0.75, 7),
+        ("ddim", 10, 1.0, 10),
+        ("heun", 10, 0.5, 9),
+        # 0.29 × 100 is 28.999… in binary; diffusers rounds down, and so do we.
+        ("ddim", 100, 0.29, 28),
+    ],
+)
+def test_denoiser_calls_are_counted_as_the_sampler_makes_them(
+    name: str, steps: int, strength: float | None, calls: int
+) -> None:
+    assert schedulers.count_calls(own_of(name), steps=steps, strength=strength) == calls
+
+
+@pytest.mark.parametrize(("name", "steps", "strength"), [("ddim", 4, 0.2), ("lcm", 60, None), ("ddim", 0, None)])
+def test_requests_without_a_step_to_run_are_refused(name: str, steps: int, strength: float | None) -> None:
+    with pytest.raises(Refusal) as refused:
+        schedulers.count_calls(own_of(name), steps=steps, strength=strength)
+    assert refused.value.code == FailureCode.INVALID_REQUEST
