@@ -11,14 +11,12 @@ can reach them: on a shared machine give Darkroom a Redis and an S3 of your own.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import secrets
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -26,131 +24,22 @@ from pathlib import Path
 from typing import Literal
 
 import redis
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import SecretStr
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from service.cli.data_folder import CannotStart, DataFolder, Kept
 from service.cli.ports import GRPC_OFFSET, LOOPBACK, free_ports, is_free
 from service.cli.processes import ChildProcess
 from service.settings.groups import RedisSettings, StorageSettings
-from service.storage.s3 import ObjectStorage, StorageError
+from service.storage.s3 import ObjectMissing, ObjectStorage, StorageError
 
 START_TIMEOUT_S = 60.0
-#: How long a start waits for an earlier server on the folder that is just ending.
-_LOCK_TIMEOUT_S = 5.0
-_MIN_FREE_BYTES = 256 << 20
 _POLL_S = 0.02
+#: The object by which a start sees that the storage serves.
+_STARTED = ".started"
 
 Fsync = Literal["always", "everysec", "off"]
-
-
-class CannotStart(RuntimeError):
-    """An embedded server did not come up; the message is one line for people."""
-
-
-class _Kept(BaseModel):
-    """What a data folder remembers from its first start, in a file that only its owner reads."""
-
-    model_config = ConfigDict(frozen=True)
-
-    access_key: str
-    secret_key: str
-    #: Signs SeaweedFS' internal requests.
-    signing_key: str
-    #: The ports of the last start, taken again where they are free.
-    ports: tuple[int, ...] = ()
-
-
-class _Folder:
-    """A data folder: its lock and what it remembers."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self.path = path
-        self._name = name
-        self._lock = path / "lock"
-        self._kept = path / "instance.json"
-
-    @property
-    def log_path(self) -> Path:
-        return self.path / "server.log"
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[int]:
-        """Hold the folder; yields the lock's descriptor for the server to inherit. CannotStart while it is taken."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as err:
-            msg = f"{self._name}: the data folder {self.path} cannot be used: {err.strerror}"
-            raise CannotStart(msg) from err
-        try:
-            self._take(descriptor)
-            free = shutil.disk_usage(self.path).free
-            if free < _MIN_FREE_BYTES:
-                msg = f"{self._name}: {free >> 20} MiB are free for {self.path}; {_MIN_FREE_BYTES >> 20} MiB are needed"
-                raise CannotStart(msg)
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def _take(self, descriptor: int) -> None:
-        deadline = time.monotonic() + _LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as err:
-                if time.monotonic() > deadline:
-                    owner = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
-                    msg = f"{self._name}: the data folder {self.path} is in use by a running server (process {owner})"
-                    raise CannotStart(msg) from err
-                time.sleep(_POLL_S)
-            else:
-                return
-
-    def note_owner(self, descriptor: int, pid: int) -> None:
-        """Write into the lock file whose folder it is, for the message of a second start."""
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n" % pid, 0)
-
-    def kept(self) -> _Kept:
-        """Return what the folder remembers, drawn now if this is its first start."""
-        try:
-            return _Kept.model_validate_json(self._kept.read_bytes())
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError) as err:
-            msg = f"{self._name}: {self._kept} cannot be read; restore it, or start with another data folder"
-            raise CannotStart(msg) from err
-        return _Kept(
-            access_key=secrets.token_hex(10), secret_key=secrets.token_hex(20), signing_key=secrets.token_hex(32)
-        )
-
-    def keep(self, kept: _Kept) -> None:
-        """Remember it; a crash leaves the old file or the new one."""
-        draft = self._kept.with_suffix(".new")
-        with contextlib.suppress(FileNotFoundError):
-            draft.unlink()
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(kept.model_dump(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self._kept)
-
-    def failure(self, code: int | None, ports: tuple[int, ...]) -> CannotStart:
-        """Say in one line why the server did not come up, from its log."""
-        with self.log_path.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 8192))
-            lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
-        tail = "\n".join(lines).lower()
-        if "address already in use" in tail:
-            reason = f"a port is in use (wanted {', '.join(map(str, ports))} on {LOOPBACK})"
-        elif "no space left" in tail:
-            reason = f"no space is left for {self.path}"
-        elif code is None:
-            reason = "it does not answer in time"
-        else:
-            reason = f"it ended with code {code}" + (f": {lines[-1][:200]}" if lines else "")
-        return CannotStart(f"{self._name} did not start: {reason}; its log is {self.log_path}")
 
 
 def _binary(distribution: str, name: str) -> Path:
@@ -175,10 +64,10 @@ class _Embedded(ABC):
     grace_s: int
 
     def __init__(self, data_dir: Path, port: int | None) -> None:
-        self._folder = _Folder(data_dir.absolute(), self.name)
+        self._folder = DataFolder(data_dir.absolute(), self.name)
         self._asked = port
         self._process: ChildProcess | None = None
-        self._kept: _Kept | None = None
+        self._kept: Kept | None = None
 
     @property
     def pid(self) -> int:
@@ -195,6 +84,7 @@ class _Embedded(ABC):
     def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Return when it serves. CannotStart, with nothing left running, when it does not within `timeout_s`."""
         deadline = time.monotonic() + timeout_s
+        self.poll()  # lets go of one that has ended by itself
         with self._folder.locked() as lock:
             kept = self._folder.kept()
             kept = kept.model_copy(update={"ports": tuple(self._ports(kept.ports))})
@@ -219,14 +109,14 @@ class _Embedded(ABC):
             self._process.stop()
             self._process = None
 
-    def _wait(self, kept: _Kept, process: ChildProcess, deadline: float) -> None:
+    def _wait(self, kept: Kept, process: ChildProcess, deadline: float) -> None:
         while not self._answers(kept):
             code = process.poll()
             if code is not None or time.monotonic() > deadline:
                 raise self._folder.failure(code, kept.ports)
             time.sleep(_POLL_S)
 
-    def _running(self) -> _Kept:
+    def _running(self) -> Kept:
         if self._process is None or self._kept is None:
             msg = f"{self.name} is not running"
             raise RuntimeError(msg)
@@ -237,11 +127,11 @@ class _Embedded(ABC):
         """Choose the ports, those of the last start where they are free."""
 
     @abstractmethod
-    def _launch(self, kept: _Kept, lock: int) -> ChildProcess:
+    def _launch(self, kept: Kept, lock: int) -> ChildProcess:
         """Start the process, which inherits the lock's descriptor."""
 
     @abstractmethod
-    def _answers(self, kept: _Kept) -> bool:
+    def _answers(self, kept: Kept) -> bool:
         """Whether it does its work already."""
 
     def _refuse_taken(self, port: int) -> None:
@@ -281,7 +171,7 @@ class EmbeddedValkey(_Embedded):
             return (self._asked,)
         return earlier if len(earlier) == 1 and is_free(earlier[0]) else free_ports(1)
 
-    def _launch(self, kept: _Kept, lock: int) -> ChildProcess:
+    def _launch(self, kept: Kept, lock: int) -> ChildProcess:
         config = {
             "bind": LOOPBACK,
             "port": kept.ports[0],
@@ -305,7 +195,7 @@ class EmbeddedValkey(_Embedded):
             grace_s=self.grace_s,
         )
 
-    def _answers(self, kept: _Kept) -> bool:
+    def _answers(self, kept: Kept) -> bool:
         client = redis.Redis(
             host=LOOPBACK,
             port=kept.ports[0],
@@ -346,7 +236,7 @@ class EmbeddedS3(_Embedded):
         if self._kept is not None:
             _remove_sockets(self._kept.ports)
 
-    def _settings(self, kept: _Kept) -> StorageSettings:
+    def _settings(self, kept: Kept) -> StorageSettings:
         return StorageSettings(
             endpoint=f"http://{LOOPBACK}:{kept.ports[0]}",
             bucket=self._bucket,
@@ -368,7 +258,7 @@ class EmbeddedS3(_Embedded):
             return ports
         return (self._asked, *ports[1:])
 
-    def _launch(self, kept: _Kept, lock: int) -> ChildProcess:
+    def _launch(self, kept: Kept, lock: int) -> ChildProcess:
         _remove_sockets(kept.ports)
         s3, master, volume, filer, admin = kept.ports
         flags = {
@@ -409,13 +299,19 @@ class EmbeddedS3(_Embedded):
             grace_s=self.grace_s,
         )
 
-    def _answers(self, kept: _Kept) -> bool:
+    def _answers(self, kept: Kept) -> bool:
         if is_free(kept.ports[0]):
             return False  # spares a client that waits for a connection
-        storage = ObjectStorage(self._settings(kept))
+        storage = ObjectStorage(self._settings(kept), attempts=1)
         try:
-            # The port answers before a volume takes objects: only a written one shows that it serves.
-            storage.put(".started", b"", content_type="text/plain", sha256=hashlib.sha256().hexdigest())
+            # The port answers before the volumes are known: only the last start's object read, and one written and
+            # read, show that it serves. (An empty object would not do: it needs no volume.)
+            with contextlib.suppress(ObjectMissing):
+                storage.get(_STARTED, max_bytes=100)
+            mark = secrets.token_hex(16).encode()
+            storage.put(_STARTED, mark, content_type="text/plain", sha256=hashlib.sha256(mark).hexdigest())
+            if storage.get(_STARTED, max_bytes=100) != mark:
+                return False
         except StorageError:
             return False
         finally:

@@ -18,9 +18,8 @@ import hashlib
 import hmac
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -67,7 +66,7 @@ class TransferBroken(StorageUnavailable):
 
 
 class _Body(Protocol):
-    def read(self, amt: int) -> bytes: ...
+    def read(self, _bytes: int, /) -> bytes: ...
     def close(self) -> None: ...
 
 
@@ -80,7 +79,7 @@ class _Client(Protocol):
     def create_bucket(self, **request: Any) -> dict[str, Any]: ...
     def list_objects_v2(self, **request: Any) -> dict[str, Any]: ...
     def delete_objects(self, **request: Any) -> dict[str, Any]: ...
-    def generate_presigned_url(self, ClientMethod: str, **request: Any) -> str: ...  # noqa: N803 - boto3's name
+    def generate_presigned_url(self, _method: str, /, **request: Any) -> str: ...
     def close(self) -> None: ...
 
 
@@ -114,16 +113,15 @@ class ObjectStream:
     def __enter__(self) -> ObjectStream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 class ObjectStorage:
     """One bucket."""
 
-    def __init__(self, settings: StorageSettings) -> None:
+    def __init__(self, settings: StorageSettings, *, attempts: int = 4) -> None:
+        """`attempts`: how often a call is tried, with growing pauses of seconds in between."""
         _silence_debug_logs()
         self._bucket = settings.bucket
         self._region = settings.region
@@ -134,7 +132,7 @@ class ObjectStorage:
             aws_secret_access_key=settings.secret_key.get_secret_value() if settings.secret_key else None,
             region_name=settings.region,
         )
-        self._client = _client(session, settings.endpoint, read_timeout_s=30, attempts=4)
+        self._client = _client(session, settings.endpoint, read_timeout_s=30, attempts=attempts)
         self._probe = _client(session, settings.endpoint, read_timeout_s=2, attempts=1)
         # A signature covers the host name, so links are signed for the one that callers use.
         self._signer = _client(session, settings.public_endpoint or settings.endpoint, read_timeout_s=2, attempts=1)
@@ -308,7 +306,7 @@ def _unavailable(action: str, err: ClientError) -> StorageUnavailable:
 
 
 def _code(err: ClientError) -> str:
-    response = cast("Mapping[str, Any]", err.response)
+    response = cast("dict[str, Any]", err.response)
     return str(response.get("Error", {}).get("Code", "unknown"))
 
 

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO, Literal, cast
+from typing import IO, Literal
 
 import structlog
 
@@ -147,8 +147,8 @@ class _Process:
             cwd="/",
             start_new_session=True,
         )
-        self._to = cast("IO[bytes]", self._process.stdin)
-        self._from = cast("IO[bytes]", self._process.stdout)
+        self._to = _pipe(self._process.stdin)
+        self._from = _pipe(self._process.stdout)
 
     def lives(self) -> bool:
         return self._process.poll() is None
@@ -180,6 +180,13 @@ class _Process:
         for pipe in (self._to, self._from):
             with suppress(BrokenPipeError):
                 pipe.close()
+
+
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        msg = "the process was started without pipes"
+        raise RuntimeError(msg)
+    return stream
 
 
 def _started() -> _Process:
