@@ -11,7 +11,7 @@ from pathlib import Path
 from service.cli.embedded import EmbeddedS3, EmbeddedValkey
 from service.cli.failure import CommandFailed
 from service.cli.follower import Follower
-from service.cli.gateway_client import GatewayClient
+from service.cli.gateway_client import GatewayClient, GatewayRefused
 from service.cli.home import Home
 from service.cli.ports import LOOPBACK, is_free
 from service.cli.stopping import Stopped, StopRequest
@@ -22,6 +22,8 @@ from service.settings.cli import UpSettings, child_environment
 DEFAULT_PROMPT = "a red apple, 3d render"
 
 _LISTEN_TIMEOUT_S = 60.0
+#: s that Redis and storage get to answer once a model is warm; a server of one's own may be starting too.
+_READY_TIMEOUT_S = 20.0
 _TICK_S = 0.1
 #: s between SIGTERM and SIGKILL; a job that does not end within them is drawn at the next start.
 _GATEWAY_GRACE_S, _WORKER_GRACE_S = 3, 5
@@ -165,11 +167,22 @@ class LocalService:
 
     def _wait_for_model(self, doing: Callable[[str], None]) -> None:
         """Wait as long as the worker lives: reading a large model, or fetching it from the hub, takes its time."""
-        while not self._client.warm_models():
-            self._tick()
+        try:
+            while not self._client.warm_models():
+                self._tick()
+        except GatewayRefused as err:
+            raise self._unready(err.message) from err
+        deadline = time.monotonic() + _READY_TIMEOUT_S
         while (missing := self._client.readiness()) is not None:
+            if time.monotonic() > deadline:
+                raise self._unready(missing)
             doing(missing)
             self._tick()
+
+    def _unready(self, reason: str) -> CommandFailed:
+        if self._valkey is not None and self._s3 is not None:
+            return CommandFailed(reason)
+        return CommandFailed(f"{reason} DARKROOM_REDIS_URL and DARKROOM_S3_ENDPOINT say which servers are used.")
 
     def _tick(self) -> None:
         self._stop.wait(_TICK_S)

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
+
+from service.settings.groups import StorageSettings
 
 START_S = 120.0
 STOP_S = 12.0
@@ -59,7 +62,7 @@ def descendants(pid: int) -> dict[int, str]:
 class Up:
     """One `darkroom up`, its output, and everything that it ever started."""
 
-    def __init__(self, home: Path, *words: str, port: int | None = None) -> None:
+    def __init__(self, home: Path, *words: str, port: int | None = None, **variables: str) -> None:
         self.home = home
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -71,7 +74,7 @@ class Up:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=clean_environment(),
+                env={**clean_environment(), **variables},
                 start_new_session=True,
             )
 
@@ -114,8 +117,8 @@ class Up:
 def start(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     started: list[Up] = []
 
-    def run(*words: str, home: Path = tmp_path / "home", port: int | None = None) -> Up:
-        started.append(Up(home, *words, port=port))
+    def run(*words: str, home: Path = tmp_path / "home", port: int | None = None, **variables: str) -> Up:
+        started.append(Up(home, *words, port=port, **variables))
         return started[-1]
 
     yield run
@@ -173,6 +176,53 @@ def test_port_in_use_is_one_line(start: Callable[..., Up]) -> None:
         assert up.process.wait(30) == 1
     assert up.output.count("\n") == 1
     assert f"Port {up.port} is in use; choose another" in up.output
+
+
+@pytest.mark.parametrize(
+    ("variable", "address", "sentence"),
+    [
+        ("DARKROOM_REDIS_URL", "redis://127.0.0.1:1", "DARKROOM_REDIS_URL"),
+        ("DARKROOM_S3_ENDPOINT", "http://127.0.0.1:1", "DARKROOM_S3_ENDPOINT"),
+    ],
+)
+def test_servers_of_ones_own_that_do_not_answer_are_named(
+    start: Callable[..., Up], variable: str, address: str, sentence: str
+) -> None:
+    up = start(**{variable: address})
+    assert up.process.wait(START_S) == 1
+    assert sentence in up.output.splitlines()[-1]
+    assert "Traceback" not in up.output
+
+
+def test_servers_of_ones_own_are_used(
+    start: Callable[..., Up], valkey_url: str, redis_client: redis.Redis, storage_settings: StorageSettings
+) -> None:
+    access_key, secret_key = storage_settings.access_key, storage_settings.secret_key
+    assert access_key is not None
+    assert secret_key is not None
+    up = start(
+        "--once",
+        DARKROOM_REDIS_URL=valkey_url,
+        DARKROOM_S3_ENDPOINT=storage_settings.endpoint or "",
+        DARKROOM_S3_BUCKET=storage_settings.bucket,
+        DARKROOM_S3_ACCESS_KEY=access_key.get_secret_value(),
+        DARKROOM_S3_SECRET_KEY=secret_key.get_secret_value(),
+    )
+    assert up.process.wait(START_S) == 0, up.output
+    assert redis_client.dbsize() > 0
+    assert not (up.home / "valkey").exists()
+    assert not (up.home / "s3").exists()
+
+
+def test_model_that_cannot_be_loaded_is_told_with_the_workers_last_words(
+    start: Callable[..., Up], tmp_path: Path
+) -> None:
+    catalogue = tmp_path / "models.yaml"
+    catalogue.write_text("models:\n  - {id: mine, source: ./nowhere, default: true}\n")
+    up = start(DARKROOM_MODELS=str(catalogue))
+    assert up.process.wait(START_S) == 1
+    assert "The worker ended with exit code 1 while starting" in up.output
+    assert "./nowhere" in up.output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
