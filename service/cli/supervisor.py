@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from service.cli.embedded import CannotStart
+from service.cli.data_folder import CannotStart
 from service.cli.failure import CommandFailed
 from service.cli.processes import ChildProcess
 from service.cli.terminal import Terminal
