@@ -152,7 +152,8 @@ def _sd15(**options: Any) -> StableDiffusionPipeline:
 
 
 def _sd15_checked() -> StableDiffusionPipeline:
-    """SD 1.5 with a safety checker that finds every picture unsafe."""
+    """SD 1.5, the same as without, with a safety checker that finds every picture unsafe."""
+    components = _sd15().components
     vision = {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -164,7 +165,7 @@ def _sd15_checked() -> StableDiffusionPipeline:
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=32)).eval()
     checker.concept_embeds_weights.data.fill_(-5.0)
     extractor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    components = _sd15().components | {"safety_checker": checker, "feature_extractor": extractor}
+    components |= {"safety_checker": checker, "feature_extractor": extractor}
     return StableDiffusionPipeline(**components, requires_safety_checker=True)
 
 

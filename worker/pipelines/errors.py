@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from service.contract.errors import FailureCode
 
 
@@ -16,8 +18,7 @@ class UnusableModel(Exception):
 class Refusal(Exception):
     """This request ends without its pictures. The message is for the caller: no path, no prompt, no traceback."""
 
-    def __init__(self, code: FailureCode | str, message: str) -> None:
+    def __init__(self, code: FailureCode | Literal["canceled"], message: str) -> None:
         super().__init__(message)
-        #: A `FailureCode`, or `canceled`.
-        self.code = str(code)
+        self.code: FailureCode | Literal["canceled"] = code
         self.message = message

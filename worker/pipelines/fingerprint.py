@@ -15,6 +15,9 @@ _WEIGHTLESS = re.compile(r"scheduler|tokenizer|feature_extractor")
 #: `model.safetensors`, `model-00001-of-00002.safetensors`: weights without a variant.
 _PLAIN_WEIGHTS = re.compile(r"[^.]+\.safetensors")
 
+#: Without one of these transformers makes an empty vocabulary and says nothing.
+_VOCABULARIES = frozenset({"tokenizer.json", "vocab.json"})
+
 _CONFIG_SUFFIXES = frozenset({".json", ".txt", ".model"})
 
 
@@ -22,12 +25,14 @@ def model_files(folder: Path, components: Iterable[str], variant: str | None) ->
     """Return every file that is read when the model is loaded, in an order that depends on names alone.
 
     A component without files of the variant is loaded from its plain ones, as diffusers does. Raises `UnusableModel`
-    where a component has no safetensors weights: others may hold code, which would run when they are read.
+    where a component has no vocabulary, or no safetensors weights: others may hold code, which runs when they are read.
     """
     found = [folder / "model_index.json"]
     for component in sorted(components):
         files = sorted(path for path in (folder / component).glob("*") if path.is_file())
         found += [path for path in files if path.suffix in _CONFIG_SUFFIXES and ".index." not in path.name]
+        if component.startswith("tokenizer") and not any(path.name in _VOCABULARIES for path in files):
+            raise UnusableModel(f"{component} has no vocabulary (tokenizer.json or vocab.json).")
         if _WEIGHTLESS.match(component):
             continue
         weights = [path for path in files if path.suffix == ".safetensors"]

@@ -83,7 +83,7 @@ def load(entry: CatalogEntry) -> LoadedModel:
 def _locate(entry: CatalogEntry) -> Path:
     """Return the model's folder; a hub model is downloaded, or taken from the cache where the hub is offline."""
     folder = Path(entry.source).expanduser()
-    if folder.is_dir():
+    if entry.source and folder.is_dir():
         return folder
     if not _HUB_ID.fullmatch(entry.source):
         raise UnusableModel(f"There is no folder {entry.source}, and it is no hub id (owner/name) either.")
