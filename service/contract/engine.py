@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.contract.catalog import CatalogEntry, ModelCard
+from service.contract.errors import FailureCode
 from service.contract.generation import GenerationSpec, Receipt
 
 Phase = Literal["load", "encode", "denoise", "decode"]
@@ -123,11 +124,11 @@ class Finished(_Message):
 
 
 class Refused(_Message):
-    """The execution ended without its pictures. `code` is a `FailureCode`, or `canceled`."""
+    """The execution ended without its pictures."""
 
     type: Literal["refused"] = "refused"
     execution_id: str
-    code: str
+    code: FailureCode | Literal["canceled"]
     message: str
 
 

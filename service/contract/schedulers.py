@@ -37,7 +37,7 @@ def _row(
     return name, SchedulerSpec(name=name, title=title, diffusers_class=cls, config=config or {}, spacings=spacings)
 
 
-#: Solvers name their `algorithm_type` and UniPC its last step: another solver's, taken over from a model's config, fails,
+#: Solvers name their `algorithm_type`, UniPC its last step: one taken over from a config for another solver fails,
 #: is another sampler, or ends in NaN.
 SCHEDULERS: MappingProxyType[str, SchedulerSpec] = MappingProxyType(
     dict(

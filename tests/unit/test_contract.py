@@ -22,7 +22,7 @@ from service.jobs.scripts import _lua
 def test_a_frame_comes_out_as_it_went_in(text: str, buffers: list[bytes]) -> None:
     text = text.encode("utf-8", "replace").decode()
     stream = io.BytesIO()
-    message = Refused(execution_id="e", code="internal", message=text)
+    message = Refused(execution_id="e", code=FailureCode.INTERNAL, message=text)
     write_frame(stream, message, buffers)
     write_frame(stream, StepDone(execution_id="e", step=1, steps=2))
     stream.seek(0)

@@ -13,17 +13,24 @@ import structlog
 from redis.exceptions import RedisError
 
 from service.contract.engine import Finished, Generate, ImageDrawn, PhaseStarted, Refused, StepDone
-from service.contract.errors import RETRYABLE_FAILURES, FailureCode
+from service.contract.errors import RETRYABLE_FAILURES, FailureCode, GenerationFailed
 from service.contract.framing import Buffer
 from service.contract.generation import CONTENT_TYPES, Receipt, ResultImage, StoredInput, Timings
 from service.contract.job import Job, JobError, Status
 from service.jobs.commands import Holding, Outcome, ReleaseReason
 from service.jobs.store import JobStore
-from service.storage.keys import image_key
-from service.storage.s3 import ObjectMissing, ObjectStorage, StorageError, StorageUnavailable
+from service.storage.keys import execution_prefix, image_key
+from service.storage.s3 import (
+    ObjectDamaged,
+    ObjectMissing,
+    ObjectStorage,
+    ObjectTooLarge,
+    StorageError,
+    StorageUnavailable,
+)
 from worker.agent.child import EngineChild, EngineEvent, EngineLost
 from worker.agent.infotext import infotext
-from worker.agent.inputs import Decoders, InvalidInput
+from worker.agent.inputs import Decoders
 from worker.agent.outputs import encode
 from worker.agent.watch import PhaseClock
 
@@ -38,12 +45,8 @@ _RETRY_S = 0.5
 _UPLOAD_S = 600.0
 
 
-class _Ended(Exception):
-    """This execution has its outcome; caught in `Execution.run`."""
-
-    def __init__(self, status: Status, error: JobError | None = None) -> None:
-        super().__init__(status)
-        self.outcome = Outcome(status, error=error)
+class _Canceled(Exception):
+    """The caller no longer wants the job; caught in `Execution.run`."""
 
 
 class _Dropped(Exception):
@@ -116,15 +119,17 @@ class Execution:
         with structlog.contextvars.bound_contextvars(job_id=self.job.id, request_id=self.job.request_id):
             try:
                 outcome = self._draw()
-            except _Ended as ended:
-                outcome = ended.outcome
+            except _Canceled:
+                outcome = Outcome(Status.CANCELED)
+            except GenerationFailed as err:
+                outcome = _failed(FailureCode(err.failure), err.message)
             except _Dropped:
                 self._clean_up()
                 return
             except Exception:
                 # One job's defect must not stop its worker.
                 log.exception("execution_failed")
-                outcome = Outcome(Status.FAILED, error=_error(FailureCode.INTERNAL, "Darkroom failed; see its log."))
+                outcome = _failed(FailureCode.INTERNAL, "Darkroom failed; its log says why.")
             finally:
                 self._tools.engine.release(self.execution_id)
                 self._floor.engine_free(self)
@@ -161,12 +166,7 @@ class Execution:
             if stored is None:
                 continue
             data = self._fetch(stored)
-            try:
-                decoded = self._tools.decoders.decode(
-                    data, mode=mode, deadline_s=_DECODE_S, size=(spec.width, spec.height)
-                )
-            except InvalidInput as err:
-                raise _Ended(Status.FAILED, _error(FailureCode.INVALID_INPUT, err.message)) from err
+            decoded = self._tools.decoders.decode(data, mode=mode, deadline_s=_DECODE_S, size=(spec.width, spec.height))
             buffers.append(decoded.pixels)
         return buffers
 
@@ -176,9 +176,9 @@ class Execution:
             self._check()
             try:
                 return self._tools.storage.get(stored.key, max_bytes=_INPUT_LIMIT_BYTES, sha256=stored.sha256)
-            except ObjectMissing as err:
-                text = "An input picture is no longer in storage."
-                raise _Ended(Status.FAILED, _error(FailureCode.INVALID_INPUT, text)) from err
+            except (ObjectMissing, ObjectDamaged, ObjectTooLarge) as err:
+                text = "An input picture is no longer in storage as it was sent."
+                raise GenerationFailed(FailureCode.STORAGE_FAILED, text) from err
             except StorageUnavailable as err:
                 self._wait_for_storage(give_up_s, err)
 
@@ -234,8 +234,8 @@ class Execution:
         if self._dropped.is_set():
             raise _Dropped
         if event.code == "canceled":
-            raise _Ended(Status.CANCELED)
-        raise _Ended(Status.FAILED, _error(FailureCode(event.code), event.message))
+            raise _Canceled
+        raise GenerationFailed(event.code, event.message)
 
     def _give_back(self, reason: ReleaseReason) -> None:
         """The engine died: under this job, and it is run again, alone; or before it had it."""
@@ -280,8 +280,7 @@ class Execution:
 
     def _wait_for_storage(self, give_up_s: float, err: StorageError) -> None:
         if time.monotonic() >= give_up_s:
-            text = "The storage did not answer in time."
-            raise _Ended(Status.FAILED, _error(FailureCode.STORAGE_FAILED, text)) from err
+            raise GenerationFailed(FailureCode.STORAGE_FAILED, "The storage did not answer in time.") from err
         log.warning("storage_unavailable", error=type(err).__name__)
         self._dropped.wait(_RETRY_S)
 
@@ -294,7 +293,7 @@ class Execution:
         if self._dropped.is_set():
             raise _Dropped
         if self._canceled.is_set():
-            raise _Ended(Status.CANCELED)
+            raise _Canceled
 
     def _commit(self, outcome: Outcome) -> None:
         """End the job; a result waits for Redis as long as this process lives."""
@@ -318,7 +317,7 @@ class Execution:
         if not self._uploaded:
             return
         try:
-            self._tools.storage.delete_prefix(f"{self.job.object_prefix}{self.execution_id}/")
+            self._tools.storage.delete_prefix(execution_prefix(self.job.object_prefix, self.execution_id))
         except StorageError as err:
             # They lie under the job's prefix: its erasure takes them along.
             log.warning("objects_left_behind", error=type(err).__name__)
@@ -341,5 +340,5 @@ def _result(event: ImageDrawn, **stored: Any) -> ResultImage:
     return ResultImage(index=event.index, seed=event.seed, width_px=event.width_px, height_px=event.height_px, **stored)
 
 
-def _error(code: FailureCode, message: str) -> JobError:
-    return JobError(code=code, message=message, retryable=code in RETRYABLE_FAILURES)
+def _failed(code: FailureCode, message: str) -> Outcome:
+    return Outcome(Status.FAILED, error=JobError(code=code, message=message, retryable=code in RETRYABLE_FAILURES))
