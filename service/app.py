@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -57,7 +56,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
                 interval_s=settings.admission.memory_sample_s,
             )
             await waiters.start()
-            rounds = asyncio.create_task(housekeeping.run(), name="housekeeping")
+            housekeeping.start()
             with ThreadPoolExecutor(_STORAGE_THREADS, thread_name_prefix="storage") as threads:
                 app.state.gateway = _gateway(
                     settings,
@@ -69,8 +68,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
                     threads=threads,
                 )
                 yield
-            rounds.cancel()
-            await asyncio.gather(rounds, return_exceptions=True)
+            await housekeeping.stop()
             await waiters.stop()
             storage.close()
 

@@ -109,11 +109,11 @@ def status_of(err: DarkroomError) -> HTTPStatus:
 
 def problem_response(err: DarkroomError, request_id: str, **members: Any) -> Response:
     """Return the problem that an error is to its caller; `members` are added to it."""
-    status = status_of(err)
+    status = int(status_of(err))
     body: dict[str, Any] = {
         "type": f"urn:darkroom:problem:{err.code}",
         "title": _title(err),
-        "status": int(status),
+        "status": status,
         "detail": err.message[:_MAX_DETAIL],
         "instance": f"urn:darkroom:request:{request_id}",
         "code": err.code,

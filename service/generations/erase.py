@@ -16,5 +16,7 @@ class EraseGeneration:
 
     async def erase(self, tenant: str, generation_id: str) -> None:
         """Erase, cancelling first where needed; raises `NotFound`, `Gone` (also the second time), `Unavailable`."""
-        if not await self._store.erase(tenant, generation_id):
+        # The store erases again without complaint, so that agents may repeat it; a caller is told that it is gone.
+        known = await self._store.get(tenant, generation_id) is not None
+        if not known or not await self._store.erase(tenant, generation_id):
             raise await missing(self._ids, tenant, generation_id)

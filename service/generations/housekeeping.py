@@ -15,6 +15,8 @@ log = structlog.get_logger(__name__)
 class Housekeeping:
     """A background task. `check` is what submits ask: whether Redis has room."""
 
+    _rounds: asyncio.Task[None] | None = None
+
     def __init__(self, store: AsyncJobStore, *, refuse_ratio: float, interval_s: float) -> None:
         self._store = store
         self._refuse_ratio = refuse_ratio
@@ -26,8 +28,18 @@ class Housekeeping:
         if self._memory_ratio is not None and self._memory_ratio >= self._refuse_ratio:
             raise Overloaded("The queue's memory is almost full; nothing new is taken until it has drained.")
 
-    async def run(self) -> None:
-        """Do one round after the other until cancelled. An outage of Redis only skips rounds."""
+    def start(self) -> None:
+        """Begin to do one round after the other. An outage of Redis only skips rounds."""
+        self._rounds = asyncio.create_task(self._run(), name="housekeeping")
+
+    async def stop(self) -> None:
+        """End."""
+        # Once is not enough: a connection that is just being made may swallow a cancellation (seen 1 in 50).
+        while self._rounds and not self._rounds.done():
+            self._rounds.cancel()
+            await asyncio.wait({self._rounds}, timeout=0.1)
+
+    async def _run(self) -> None:
         while True:
             try:
                 await self.round()

@@ -46,9 +46,10 @@ class Waiters:
     async def stop(self) -> None:
         """Let every waiter go and stop listening."""
         self.release()
-        if self._reader:
+        # Once is not enough: a connection that is just being made may swallow a cancellation (seen 1 in 50).
+        while self._reader and not self._reader.done():
             self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
+            await asyncio.wait({self._reader}, timeout=0.1)
 
     def release(self) -> None:
         """Let every waiter go with the job as it is: the process is about to end."""
