@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import typer.main
 
+from service.api.problems import STATUSES
 from service.cli.commands import app
+from service.contract.catalog import CatalogEntry, Limits, SamplingDefaults
+from service.contract.errors import RETRYABLE_FAILURES, FailureCode
 from tests.architecture.repository import ROOT, name_of, text_of, tracked_files
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -48,6 +51,37 @@ def test_links_of_documents_lead_to_files(path: Path) -> None:
     local = {target for target in targets if target and "://" not in target and not target.startswith("mailto:")}
     missing = {target for target in local if not (path.parent / target).exists()}
     assert {name_of((path.parent / target).resolve()) for target in missing} - GENERATED == set()
+
+
+def test_documents_that_code_names_exist() -> None:
+    named = {
+        (name_of(path), mention)
+        for path in tracked_files()
+        if path.suffix in {".py", ".yaml", ".toml", ".lua"}
+        for mention in re.findall(r"\bdocs/[\w/-]+\.md\b", text_of(path) or "")
+    }
+    assert named
+    assert {(where, mention) for where, mention in named if not (ROOT / mention).exists()} == set()
+
+
+def test_every_error_code_is_documented_with_its_status_or_its_hope() -> None:
+    text = (ROOT / "docs/errors.md").read_text("utf-8")
+    problems, failures = text.split("## Failures")
+    for kind, status in STATUSES.items():
+        row = re.search(rf"^\| `{kind.code}` \| ([^|]+) \|", problems, re.MULTILINE)
+        assert (row and str(int(status)) in row[1]) or kind.code == "tenant_error", kind.code
+    for code in FailureCode:
+        row = re.search(rf"^\| `{code}` \| (yes|no) \|", failures, re.MULTILINE)
+        assert row, code
+        assert (row[1] == "yes") == (code in RETRYABLE_FAILURES), code
+    rows = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) - {"code"}
+    assert rows <= {kind.code for kind in STATUSES} | set(FailureCode)
+
+
+def test_every_field_of_the_catalogue_is_documented() -> None:
+    text = (ROOT / "docs/adding-a-model.md").read_text("utf-8")
+    fields = {*CatalogEntry.model_fields, *SamplingDefaults.model_fields, *Limits.model_fields}
+    assert {field for field in fields if f"`{field}`" not in text} == set()
 
 
 @pytest.mark.parametrize("document", ["README.md", "README.zh-CN.md"])
