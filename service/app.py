@@ -144,6 +144,8 @@ class _Server(uvicorn.Server):
         log.info("gateway_stopping")
         cast("Gateway", self._app.state.gateway).watch.release()
         await super().shutdown(sockets)
+        # uvicorn would raise the signal once more and end as killed by it; a stop that was asked for is no failure.
+        self._captured_signals.clear()
 
 
 def _listen(http: HttpSettings) -> socket.socket:
@@ -152,7 +154,8 @@ def _listen(http: HttpSettings) -> socket.socket:
     try:
         return socket.create_server((http.host, http.port), family=family, backlog=2048)
     except OSError as err:
-        reason = (err.strerror or str(err)).lower()
+        # Python adds the address to the reason.
+        reason = (err.strerror or str(err)).partition(" (")[0].lower()
         msg = f"cannot listen on {http.host} port {http.port} ({reason}); set DARKROOM_HOST or PORT to another"
         raise SettingsError(msg) from err
 
