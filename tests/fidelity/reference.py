@@ -102,6 +102,7 @@ class Reference:
         self._folder = folder
         self._xl = (folder / "text_encoder_2").is_dir()
         self._pipelines: dict[str, Any] = {}
+        self._own: dict[str, Any] = {}
 
     def draw(self, case: Case) -> Drawn:
         pipeline = self._pipeline(case.task)
@@ -140,14 +141,16 @@ class Reference:
             pipeline = _CLASSES[self._xl, task].from_pretrained(self._folder, dtype=torch.float32, **options)
             pipeline.set_progress_bar_config(disable=True)
             self._pipelines[task] = pipeline
+            self._own[task] = pipeline.scheduler
         return self._pipelines[task]
 
     def _scheduler(self, case: Case) -> Any:
-        own = diffusers.DiffusionPipeline.load_config(self._folder)["scheduler"][1]
-        as_saved = getattr(diffusers, own).from_pretrained(self._folder, subfolder="scheduler")
+        """Return a scheduler as a user swaps one in: from the config of the one that the pipeline came with."""
         sigmas = {f"use_{case.sigmas}_sigmas": True} if case.sigmas else {}
-        wanted = SAMPLERS[case.scheduler](as_saved.config, case.seed, sigmas)
-        # A model's own sampler runs as it was saved.
-        if type(wanted) is type(as_saved) and not sigmas and case.scheduler != "dpmpp_sde":
-            return as_saved
+        own = self._own[case.task]
+        wanted = SAMPLERS[case.scheduler](own.config, case.seed, sigmas)
+        same_algorithm = wanted.config.get("algorithm_type") == own.config.get("algorithm_type")
+        if type(wanted) is type(own) and same_algorithm and not sigmas and case.scheduler != "dpmpp_sde":
+            # A model's own sampler stays as it was loaded.
+            return own
         return wanted

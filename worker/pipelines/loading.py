@@ -16,6 +16,7 @@ from worker.pipelines.capabilities import Capabilities, read_capabilities
 from worker.pipelines.card import make_card
 from worker.pipelines.errors import UnusableModel
 from worker.pipelines.fingerprint import fingerprint, model_files
+from worker.pipelines.schedulers import Scheduler
 
 #: The pipeline classes of diffusers that this package serves share an untyped surface.
 Pipeline = Any
@@ -32,6 +33,9 @@ class LoadedModel:
     entry: CatalogEntry
     card: ModelCard
     pipeline: Pipeline
+    #: As its folder has it. The pipeline's own copy was corrected by the constructor of its class; every task has its
+    #: own idea of what to correct.
+    scheduler: Scheduler
     device: torch.device
     dtype: torch.dtype
     #: Samplers that were made before, unused, by pipeline class, name and spacing.
@@ -77,7 +81,8 @@ def load(entry: CatalogEntry) -> LoadedModel:
     torch_dtype: torch.dtype = getattr(torch, dtype)
     pipeline = _read(folder, abilities, entry.variant, torch_dtype).to(device)
     pipeline.set_progress_bar_config(disable=True)
-    return LoadedModel(entry=entry, card=card, pipeline=pipeline, device=device, dtype=torch_dtype)
+    scheduler = type(pipeline.scheduler).from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+    return LoadedModel(entry=entry, card=card, pipeline=pipeline, scheduler=scheduler, device=device, dtype=torch_dtype)
 
 
 def _locate(entry: CatalogEntry) -> Path:

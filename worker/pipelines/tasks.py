@@ -45,16 +45,15 @@ def task_pipeline(model: LoadedModel, spec: GenerationSpec, *, seed: int) -> Pip
     """Return a pipeline for one image: the task's class over the model's shared modules, with a fresh scheduler.
 
     Takes under a millisecond and no memory. The constructor is used because `from_pipe` casts shared bfloat16 modules
-    to float32. The scheduler is set afterwards, as a user of diffusers does: the constructors of Stable Diffusion
-    correct the config of the scheduler they are given, and must see the model's own.
+    to float32. The scheduler is set afterwards, as a user of diffusers does: some constructors correct the config of
+    the scheduler they are given, and must see the model's own.
     """
     config = model.pipeline.config
     options: dict[str, Any] = {"requires_safety_checker": False}
     if is_xl(model):
         taken = _XL_OPTIONS[:1] if spec.task == "text-to-image" else _XL_OPTIONS
         options = {"add_watermarker": False} | {name: config[name] for name in taken if name in config}
-    components = dict(model.pipeline.components)
-    components["scheduler"] = copy.deepcopy(components["scheduler"])
+    components = {**model.pipeline.components, "scheduler": copy.deepcopy(model.scheduler)}
     pipeline = _CLASSES[is_xl(model), spec.task](**components, **options)
     pipeline.scheduler = _fresh_sampler(model, pipeline, spec, seed)
     pipeline.set_progress_bar_config(disable=True)
