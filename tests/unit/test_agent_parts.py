@@ -109,6 +109,8 @@ def test_infotext_is_what_image_tools_read() -> None:
     assert infotext(spec, 2, receipt).splitlines() == [
         "a cat",
         "Negative prompt: a dog",
-        ("Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 2, Size: 64x128, "
-        "Model hash: 0123456789, Model: tiny, Version: Darkroom"),
+        (
+            "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 2, Size: 64x128, "
+            "Model hash: 0123456789, Model: tiny, Version: Darkroom"
+        ),
     ]

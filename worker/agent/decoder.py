@@ -5,7 +5,7 @@ environment, no open file but its two pipes and no way to open another, no new p
 memory and time. What it answers is numbers and pixels; the texts for people are in `inputs`.
 
     request   format (p, j or w) · mode (R or L) · width · height (0 × 0: as it is) · length · the file
-    reply     an `Outcome` · width · height · length · pixels, rows from the top, RGB or grey, uint8
+    reply     a `Verdict` · width · height · length · pixels, rows from the top, RGB or grey, uint8
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _SAMPLES = {
 }
 
 
-class Outcome(IntEnum):
+class Verdict(IntEnum):
     """How a decoding ended."""
 
     DECODED = 0
@@ -77,19 +77,19 @@ class Outcome(IntEnum):
 
 
 class _Refused(Exception):
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: Verdict) -> None:
         super().__init__(outcome)
         self.outcome = outcome
 
 
-def check_size(width_px: int, height_px: int) -> Outcome:
+def check_size(width_px: int, height_px: int) -> Verdict:
     """Return DECODED for sizes that may be decoded, else why not."""
     longer, shorter = max(width_px, height_px), min(width_px, height_px)
     if shorter < 1:
-        return Outcome.UNREADABLE
+        return Verdict.UNREADABLE
     if longer > MAX_SIDE_PX or longer * shorter > MAX_PIXELS:
-        return Outcome.TOO_LARGE
-    return Outcome.TOO_NARROW if longer > MAX_ASPECT * shorter else Outcome.DECODED
+        return Verdict.TOO_LARGE
+    return Verdict.TOO_NARROW if longer > MAX_ASPECT * shorter else Verdict.DECODED
 
 
 def lock_down() -> bool:
@@ -122,10 +122,10 @@ def decode(data: bytes, image_format: bytes, *, grey: bool, size: tuple[int, int
     """
     image: Image.Image = _OPENERS[image_format](io.BytesIO(data))
     outcome = check_size(*image.size)
-    if outcome is not Outcome.DECODED:
+    if outcome is not Verdict.DECODED:
         raise _Refused(outcome)
     if getattr(image, "n_frames", 1) != 1:
-        raise _Refused(Outcome.ANIMATED)
+        raise _Refused(Verdict.ANIMATED)
     image.load()  # before the notes: PngImageFile.getexif loads too, and its failure would be taken for one of theirs
     turn = _UPRIGHT.get(_orientation(image))
     image = _opaque(image, backdrop="black" if grey else "white")
@@ -173,16 +173,16 @@ def main() -> None:
 
 
 def _answer(image_format: bytes, *, grey: bool, size: tuple[int, int] | None, length: int) -> None:
-    outcome, width, height, pixels = Outcome.UNREADABLE, 0, 0, b""
+    outcome, width, height, pixels = Verdict.UNREADABLE, 0, 0, b""
     try:
         image = decode(_read(length), image_format, grey=grey, size=size)
-        outcome, (width, height), pixels = Outcome.DECODED, image.size, image.tobytes()
+        outcome, (width, height), pixels = Verdict.DECODED, image.size, image.tobytes()
     except _Refused as refused:
         outcome = refused.outcome
     except MemoryError:
-        outcome, pixels = Outcome.OUT_OF_MEMORY, b""
+        outcome, pixels = Verdict.OUT_OF_MEMORY, b""
     except Exception:  # noqa: BLE001 - whatever a decoder raises about hostile bytes: its text must not leave this process
-        outcome, pixels = Outcome.UNREADABLE, b""
+        outcome, pixels = Verdict.UNREADABLE, b""
     _write(REPLY.pack(outcome, width, height, len(pixels)))
     _write(pixels)
 

@@ -24,7 +24,7 @@ from worker.agent.decoder import (
     READY_LIMITED,
     REPLY,
     REQUEST,
-    Outcome,
+    Verdict,
     check_size,
 )
 
@@ -34,11 +34,11 @@ _FORMATS: dict[ImageFormat, bytes] = {"png": b"p", "jpeg": b"j", "webp": b"w"}
 
 #: Every text about a picture is written here; what a decoder says about one may hold bytes of its memory.
 _MESSAGES: dict[int, str] = {
-    Outcome.UNREADABLE: "An input picture is damaged, cut off or of an unusual kind. Saving it anew as PNG helps.",
-    Outcome.ANIMATED: "An input picture must have one frame; animations are not taken.",
-    Outcome.TOO_LARGE: f"An input picture may have {MAX_PIXELS} px² and sides of {MAX_SIDE_PX} px at most.",
-    Outcome.TOO_NARROW: f"An input picture may be {MAX_ASPECT} times as long as it is wide at most.",
-    Outcome.OUT_OF_MEMORY: "An input picture takes too much memory to be decoded. A smaller one helps.",
+    Verdict.UNREADABLE: "An input picture is damaged, cut off or of an unusual kind. Saving it anew as PNG helps.",
+    Verdict.ANIMATED: "An input picture must have one frame; animations are not taken.",
+    Verdict.TOO_LARGE: f"An input picture may have {MAX_PIXELS} px² and sides of {MAX_SIDE_PX} px at most.",
+    Verdict.TOO_NARROW: f"An input picture may be {MAX_ASPECT} times as long as it is wide at most.",
+    Verdict.OUT_OF_MEMORY: "An input picture takes too much memory to be decoded. A smaller one helps.",
 }
 _TOO_SLOW = "An input picture takes too long to be decoded. A smaller one helps."
 
@@ -94,7 +94,7 @@ class Decoders:
             self._await(process)
             reply = process.ask(request, data)
             if reply is None:
-                raise InvalidInput(_TOO_SLOW if time.monotonic() >= ends else _MESSAGES[Outcome.UNREADABLE])
+                raise InvalidInput(_TOO_SLOW if time.monotonic() >= ends else _MESSAGES[Verdict.UNREADABLE])
             return _decoded(reply, process, header, size, channels=len(mode))
         finally:
             watchdog.cancel()
@@ -205,9 +205,9 @@ def _header(data: bytes) -> PictureHeader:
         msg = f"An input picture {err}."
         raise InvalidInput(msg) from None
     if header.frames != 1:
-        raise InvalidInput(_MESSAGES[Outcome.ANIMATED])
+        raise InvalidInput(_MESSAGES[Verdict.ANIMATED])
     outcome = check_size(header.width_px, header.height_px)
-    if outcome is not Outcome.DECODED:
+    if outcome is not Verdict.DECODED:
         raise InvalidInput(_MESSAGES[outcome])
     return header
 
@@ -222,13 +222,13 @@ def _decoded(
 ) -> Decoded:
     """Believe the decoder nothing: its picture may have taken it over."""
     code, width, height, length = reply
-    if code != Outcome.DECODED:
-        raise InvalidInput(_MESSAGES.get(code, _MESSAGES[Outcome.UNREADABLE]))
+    if code != Verdict.DECODED:
+        raise InvalidInput(_MESSAGES.get(code, _MESSAGES[Verdict.UNREADABLE]))
     stored = header.width_px, header.height_px
     allowed = {size} if size is not None else {stored, stored[::-1]}
     if (width, height) not in allowed or length != width * height * channels:
-        raise InvalidInput(_MESSAGES[Outcome.UNREADABLE])
+        raise InvalidInput(_MESSAGES[Verdict.UNREADABLE])
     pixels = process.pixels(length)
     if len(pixels) != length:
-        raise InvalidInput(_MESSAGES[Outcome.UNREADABLE])
+        raise InvalidInput(_MESSAGES[Verdict.UNREADABLE])
     return Decoded(width, height, pixels)
