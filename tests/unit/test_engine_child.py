@@ -168,6 +168,13 @@ def test_a_defect_of_a_model_fails_its_request_alone_and_tells_no_secret(tmp_pat
         assert child.stdout() == ""
 
 
+def test_the_end_of_the_pipe_ends_a_child_that_still_imports() -> None:
+    with EngineChild() as child:
+        child.hang_up()
+        assert child.wait() == 0
+        assert child.stderr() == ""
+
+
 def test_the_end_of_the_pipe_ends_an_idle_child(own_child: EngineChild) -> None:
     own_child.hang_up()
     assert own_child.wait() == 0

@@ -89,7 +89,7 @@ class Drawing:
     def _draw(self, index: int, embeddings: dict[str, torch.Tensor | None]) -> NDArray[np.uint8] | None:
         """Return the pixels of one image, or None when the safety checker holds it back."""
         latents = self._denoise(index, embeddings)
-        if not _finite(latents) and self._image is not None and self._may_upcast():
+        if not _finite(latents) and self._image is not None and self._tries_float32():
             # The input picture was encoded by the autoencoder first, the one part that is known to overflow.
             latents = self._denoise(index, embeddings, encode_in_float32=True)
         if not _finite(latents):
@@ -97,11 +97,13 @@ class Drawing:
         self._phases.enter("decode")
         self._stop_if_canceled()
         picture = stages.decode(self._model, latents)
-        if not _sound(picture) and self._may_upcast():
+        pixels = _sound_pixels(picture)
+        if pixels is None and self._tries_float32():
             picture = stages.decode(self._model, latents, in_float32=True)
-        if not _sound(picture):
+            pixels = _sound_pixels(picture)
+        if pixels is None:
             raise Refusal(FailureCode.NUMERICAL_ERROR, _NUMERICAL)
-        return None if stages.is_flagged(self._model, picture) else stages.to_pixels(picture)
+        return None if stages.is_flagged(self._model, picture) else pixels
 
     def _denoise(
         self, index: int, embeddings: dict[str, torch.Tensor | None], *, encode_in_float32: bool = False
@@ -144,8 +146,8 @@ class Drawing:
                 raise
             raise Refusal(FailureCode.OUT_OF_MEMORY, _NO_MEMORY) from err
 
-    def _may_upcast(self) -> bool:
-        """Return whether float32 is a way out, and note that it was taken."""
+    def _tries_float32(self) -> bool:
+        """Return whether float32 is a way out; if so the receipt will say that it was taken."""
         if self._model.dtype == torch.float32:
             return False
         self._degraded.add(VAE_FLOAT32)
@@ -212,9 +214,12 @@ def _finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
-def _sound(picture: torch.Tensor) -> bool:
-    """Return whether there is a picture: finite, and not black all over, which is what overflows end as."""
-    return _finite(picture) and bool(stages.to_pixels(picture).any())
+def _sound_pixels(picture: torch.Tensor) -> NDArray[np.uint8] | None:
+    """Return the pixels, or None where there is no picture: not finite, or black all over, as overflows end."""
+    if not _finite(picture):
+        return None
+    pixels = stages.to_pixels(picture)
+    return pixels if pixels.any() else None
 
 
 def _config_sha256(pipeline: Pipeline) -> str:
