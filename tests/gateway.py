@@ -6,9 +6,11 @@ import hashlib
 import io
 import json
 import os
+import queue
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -179,39 +181,64 @@ class Hand:
         assert self._store.commit(job.id, str(job.execution_id), outcome) == "committed"
 
 
+class GatewayProcess:
+    """A running `python -m service.app`. Its log is read all the time: a full pipe would stop it."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        command = [sys.executable, "-W", "error", "-m", "service.app"]
+        self.process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        self.lines: list[str] = []
+        self._port: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        port = self._port.get(timeout=30)
+        assert port is not None, "".join(self.lines)
+        self.url = f"http://127.0.0.1:{port}"
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if '"gateway_listening"' in line:
+                self._port.put(int(json.loads(line)["port"]))
+        self._port.put(None)
+
+    def wait(self, timeout_s: float = 20) -> int:
+        """Wait for the end; return the exit code."""
+        code = self.process.wait(timeout=timeout_s)
+        self._reader.join(timeout=timeout_s)
+        return code
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.wait()
+        if self.process.stderr:
+            self.process.stderr.close()
+
+
 @contextmanager
 def gateway_process(
     redis_settings: RedisSettings, storage_settings: StorageSettings, **variables: str
-) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Run `python -m service.app` on a free port; yield its address and the process."""
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")},
-        "DARKROOM_REDIS_URL": redis_settings.url.get_secret_value(),
-        "DARKROOM_S3_ENDPOINT": storage_settings.endpoint or "",
-        "DARKROOM_S3_BUCKET": storage_settings.bucket,
-        "DARKROOM_S3_ACCESS_KEY": storage_settings.access_key.get_secret_value() if storage_settings.access_key else "",
-        "DARKROOM_S3_SECRET_KEY": storage_settings.secret_key.get_secret_value() if storage_settings.secret_key else "",
-        "DARKROOM_LOG": "json",
-        "DARKROOM_PORT": "0",
-        **variables,
+) -> Iterator[GatewayProcess]:
+    """Run a gateway on a free port until the block ends."""
+    secrets_of_storage = {
+        "DARKROOM_S3_ACCESS_KEY": storage_settings.access_key,
+        "DARKROOM_S3_SECRET_KEY": storage_settings.secret_key,
     }
-    command = [sys.executable, "-W", "error", "-m", "service.app"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    gateway = GatewayProcess(
+        {
+            **{name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")},
+            "DARKROOM_REDIS_URL": redis_settings.url.get_secret_value(),
+            "DARKROOM_S3_ENDPOINT": storage_settings.endpoint or "",
+            "DARKROOM_S3_BUCKET": storage_settings.bucket,
+            **{name: secret.get_secret_value() for name, secret in secrets_of_storage.items() if secret},
+            "DARKROOM_LOG": "json",
+            "DARKROOM_PORT": "0",
+            **variables,
+        }
+    )
     try:
-        yield f"http://127.0.0.1:{listening_port(process)}", process
+        yield gateway
     finally:
-        if process.poll() is None:
-            process.terminate()
-        process.communicate(timeout=20)
-
-
-def listening_port(process: subprocess.Popen[str]) -> int:
-    """Return the port that a gateway process says it listens on."""
-
-    assert process.stderr is not None
-    for line in process.stderr:
-        event = json.loads(line)
-        if event["event"] == "gateway_listening":
-            return int(event["port"])
-    msg = f"the gateway ended with {process.wait()}"
-    raise AssertionError(msg)
+        gateway.stop()

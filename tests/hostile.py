@@ -318,7 +318,8 @@ CASES: list[Case] = [
          .encode() + b"{}"),
     *[
         Case("media types", accept, fields(), headers={"Accept": accept})
-        for accept in ("text/html", "image/gif", f"application/{MARKER}", "application/json;q=0", "image/png;q=0, */*;q=0")
+        for accept in ("text/html", "image/gif", f"application/{MARKER}", "application/json;q=0",
+                       "image/png;q=0, */*;q=0")
     ],
     Case("media types", "several pictures as one", fields(num_images=2), headers={"Accept": "image/png"}),
     Case("media types", "another format", fields(output={"format": "jpeg"}), headers={"Accept": "image/png"}),

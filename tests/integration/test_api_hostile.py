@@ -46,11 +46,15 @@ def target(valkey_url: str, storage_settings: StorageSettings) -> Iterator[Targe
     show_models(client, SHAPES)
     key = make_key(client)
     variables = {"DARKROOM_BODY_LIMIT_BYTES": str(BODY_LIMIT), "DARKROOM_BODY_TIMEOUT_S": str(BODY_TIMEOUT_S)}
-    with gateway_process(RedisSettings(url=SecretStr(url)), storage_settings, **variables) as (address, process):
+    with gateway_process(RedisSettings(url=SecretStr(url)), storage_settings, **variables) as gateway:
         headers = {"Authorization": f"Bearer {key}"}
-        created = httpx.post(f"{address}/v1/generations", json={"prompt": "x"}, headers=headers)
-        yield Target(address, key, created.json()["id"], client)
-        assert process.poll() is None
+        created = httpx.post(f"{gateway.url}/v1/generations", json={"prompt": "x"}, headers=headers)
+        yield Target(gateway.url, key, created.json()["id"], client)
+        assert gateway.process.poll() is None
+    log = "".join(gateway.lines)
+    assert "unexpected_error" not in log
+    assert MARKER not in log
+    assert key.rpartition("_")[2] not in log
     client.flushdb()
     client.close()
 

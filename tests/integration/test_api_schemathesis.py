@@ -1,0 +1,67 @@
+"""The contract against the app: schemathesis makes requests from `openapi.yaml`, valid and invalid, over a socket.
+
+`API_EXAMPLES` (per operation and phase; 20) makes it search longer: 230 are some 2 000 cases and a minute.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from pydantic import SecretStr
+
+from service.settings.groups import RedisSettings, StorageSettings
+from tests.gateway import EMOJI, SHAPES, gateway_process, make_key, show_models
+
+EXAMPLES = int(os.environ.get("API_EXAMPLES", "20"))
+
+#: Not `positive_data_acceptance`: what a model allows is in its card, not in the schema.
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+    "response_headers_conformance",
+    "negative_data_rejection",
+    "ensure_resource_availability",
+    "use_after_free",
+    "ignored_auth",
+    "unsupported_method",
+    "allow_header_conformance",
+)
+
+
+@pytest.fixture
+def target(valkey_url: str, storage_settings: StorageSettings) -> Iterator[tuple[str, str]]:
+    """A gateway process on a database of its own: its address and a key."""
+    url = valkey_url.rpartition("/")[0] + "/8"
+    client = redis.Redis.from_url(url, decode_responses=True)
+    client.flushdb()
+    show_models(client, SHAPES, EMOJI)
+    key = make_key(client)
+    settings = RedisSettings(url=SecretStr(url))
+    with gateway_process(settings, storage_settings, DARKROOM_WAIT_CAP_S="1", DARKROOM_QUEUE_LIMIT="100000") as gateway:
+        yield gateway.url, key
+    client.flushdb()
+    client.close()
+
+
+def test_generated_requests_find_nothing_that_breaks_the_contract(target: tuple[str, str], tmp_path: Path) -> None:
+    address, key = target
+    contract = Path(__file__).parents[2] / "openapi.yaml"
+    command = [
+        *(sys.executable, "-m", "schemathesis.cli", "run", str(contract), "--url", address),
+        *("-H", f"Authorization: Bearer {key}", "--mode", "all", "--checks", ",".join(CHECKS)),
+        *("--max-examples", str(EXAMPLES), "--seed", "1", "--generation-database", "none", "--continue-on-failure"),
+    ]
+    done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=540)
+    found = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert found is not None
+    assert int(found[1]) >= 500
