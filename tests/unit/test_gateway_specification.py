@@ -1,0 +1,179 @@
+"""From a request to what is run: defaults, limits, and every error at once."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.contract.errors import FieldError, InvalidRequest, Unavailable
+from service.contract.generation import SEED_MAX
+from service.contract.schedulers import SCHEDULERS
+from service.generations.pictures import PictureLimits, PictureRefused, read_picture
+from service.generations.request import GenerationRequest
+from service.generations.specification import Draft, draft, steps_run
+from tests.gateway import EMOJI, SHAPES, picture
+
+LIMITS = PictureLimits(max_bytes=100_000, max_side_px=512, max_pixels=200 * 200)
+ASSET = {"base64": "AAAA"}
+
+
+def drafted(**fields: Any) -> Draft:
+    return draft({"prompt": "x", **fields}, [SHAPES, EMOJI], draw_seed=lambda n: n - 1, retain_max_s=1000)
+
+
+def errors(**fields: Any) -> dict[str, str]:
+    with pytest.raises(InvalidRequest) as caught:
+        drafted(**fields)
+    return {each.pointer: each.message for each in caught.value.errors}
+
+
+def test_what_is_not_said_comes_from_the_model_card() -> None:
+    spec = drafted().spec
+    assert (spec.model, spec.width, spec.height, spec.steps) == ("shapes", 64, 64, 20)
+    assert (spec.guidance_scale, spec.scheduler, spec.strength) == (3.0, "ddim", None)
+    assert (spec.output.format, spec.output.quality, spec.output.embed_parameters) == ("png", None, False)
+
+
+def test_null_is_as_good_as_absent() -> None:
+    nothing = dict.fromkeys([name for name in GenerationRequest.model_fields if name != "prompt"])
+    assert drafted(**nothing) == drafted()
+
+
+def test_zero_guidance_is_not_taken_for_absent() -> None:
+    assert drafted(guidance_scale=0).spec.guidance_scale == 0.0
+
+
+def test_a_drawn_seed_leaves_room_for_every_image() -> None:
+    assert drafted(num_images=4).spec.seed == SEED_MAX - 3
+    assert drafted(seed=SEED_MAX - 3, num_images=4).spec.seed == SEED_MAX - 3
+    assert set(errors(seed=SEED_MAX - 2, num_images=4)) == {"/seed"}
+
+
+@given(st.integers(1, 1000), st.floats(0, 1, exclude_min=True))
+def test_steps_run_are_counted_as_diffusers_does(steps: int, strength: float) -> None:
+    # diffusers 0.42: StableDiffusionImg2ImgPipeline.get_timesteps
+    assert steps_run(steps, strength) == min(int(steps * strength), steps)
+    assert steps_run(steps, None) == steps
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 30, 49, 50])
+def test_the_least_strength_that_a_message_names_is_taken(steps: int) -> None:
+    told = errors(task="image-to-image", image=ASSET, steps=steps, strength=1e-6)["/strength"]
+    least = float(told.split()[4])
+    assert steps_run(steps, least) >= 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointers"),
+    [
+        ({"width": 65}, {"/width"}),
+        ({"width": 24}, {"/width"}),
+        ({"height": 136}, {"/height"}),
+        ({"width": 128, "height": 128}, {"/width"}),
+        ({"steps": 51}, {"/steps"}),
+        ({"num_images": 5}, {"/num_images"}),
+        ({"retain_s": 1001}, {"/retain_s"}),
+        ({"strength": 0.5}, {"/strength"}),
+        ({"image": ASSET}, {"/image"}),
+        ({"task": "image-to-image"}, {"/image"}),
+        ({"task": "image-to-image", "image": ASSET, "mask": ASSET}, {"/mask"}),
+        ({"task": "inpaint", "image": ASSET}, {"/mask"}),
+        ({"model": "emoji", "task": "inpaint", "image": ASSET, "mask": ASSET}, {"/task"}),
+        ({"model": "emoji", "scheduler": "unipc"}, {"/scheduler"}),
+        ({"scheduler": "ddim", "sigmas": "karras"}, {"/sigmas"}),
+        ({"output": {"quality": 5}}, {"/output/quality"}),
+        ({"task": "nope", "image": ASSET, "strength": 0.5}, {"/task"}),
+        ({"scheduler": 5, "sigmas": "karras"}, {"/scheduler"}),
+        ({"width": "wide", "steps": 51, "labels": {"a": 1}}, {"/width", "/steps", "/labels/a"}),
+        ({"image": {"url": "x"}}, {"/image/url"}),
+    ],
+)
+def test_each_limit_is_told_at_its_field_and_nothing_else_is(fields: dict[str, Any], pointers: set[str]) -> None:
+    assert set(errors(**fields)) == pointers
+
+
+def test_a_missing_prompt_does_not_hide_other_errors() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        draft({"steps": 51}, [SHAPES], draw_seed=lambda _: 0, retain_max_s=1000)
+    assert {each.pointer for each in caught.value.errors} == {"/prompt", "/steps"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [("DDIM", "ddim"), ("DPM++ 2M SDE", "dpmpp_2m_sde"), ("Euler a", "euler_a"), ("eulr", "euler"), ("pms", "plms")],
+)
+def test_a_scheduler_by_another_name_is_answered_with_ours(asked: str, meant: str) -> None:
+    assert meant in errors(scheduler=asked)["/scheduler"]
+
+
+def test_an_alias_is_taken_for_the_scheduler_itself() -> None:
+    assert drafted(scheduler="plms").spec.scheduler == "pndm"
+
+
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+def test_every_scheduler_is_taken_with_every_spacing_that_it_has(name: str) -> None:
+    for sigmas in SCHEDULERS[name].spacings:
+        assert drafted(scheduler=name, sigmas=sigmas).spec.sigmas == sigmas
+
+
+def test_cost_counts_rows_steps_and_area() -> None:
+    assert drafted(guidance_scale=1).cost == 20
+    assert drafted(guidance_scale=2, num_images=3, width=128).cost == 3 * 2 * 20 * 2
+    assert drafted(task="image-to-image", image=ASSET, strength=0.5, guidance_scale=1).cost == 10
+
+
+def test_without_models_there_is_nothing_to_check_against() -> None:
+    with pytest.raises(Unavailable):
+        draft({"prompt": "x"}, [], draw_seed=lambda _: 0, retain_max_s=1000)
+
+
+ANYTHING = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5)),
+    *(st.just({}), st.just([])),
+)
+
+
+@given(st.dictionaries(st.sampled_from(list(GenerationRequest.model_fields)), ANYTHING, max_size=8))
+def test_any_body_is_a_draft_or_an_invalid_request(body: dict[str, Any]) -> None:
+    told: list[FieldError] = []
+    try:
+        draft(body, [SHAPES], draw_seed=lambda _: 0, retain_max_s=1000)
+    except InvalidRequest as err:
+        told = err.errors
+        assert told  # noqa: PT017 - a refusal without a reason would help nobody
+    assert len(told) <= 32
+    assert all(each.pointer.startswith("/") and len(each.message) < 300 for each in told)
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def test_a_picture_is_read_by_its_header() -> None:
+    data = picture(40, 30, "jpeg")
+    found = read_picture(encoded(data), LIMITS)
+    assert (found.format, found.width_px, found.height_px, found.data) == ("jpeg", 40, 30, data)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x" * 200_000, "at most 100000 bytes"),
+        ("data:image/png;base64,AAAA", "without `data:"),
+        ("AAA", "RFC 4648"),
+        ("AA\nAA", "RFC 4648"),
+        ("_-_-", "RFC 4648"),
+        ("é", "RFC 4648"),
+        (encoded(b"\0" * 100_001), "at most 100000 bytes"),
+        (encoded(picture(513, 100)), "sides of at most 512 px"),
+        (encoded(picture(250, 250)), "at most 40000 px²"),
+        (encoded(picture(340, 20)), "16 times"),
+    ],
+)
+def test_a_text_that_is_no_picture_within_the_limits_is_refused(text: str, told: str) -> None:
+    with pytest.raises(PictureRefused, match=told):
+        read_picture(text, LIMITS)
