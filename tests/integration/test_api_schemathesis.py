@@ -1,6 +1,6 @@
 """The contract against the app: schemathesis makes requests from `openapi.yaml`, valid and invalid, over a socket.
 
-`API_EXAMPLES` (per operation and phase; 20) makes it search longer: 230 are some 2 000 cases and a minute.
+230 examples per operation and phase are some 2 250 cases, 40 s; `API_EXAMPLES` makes it search longer or shorter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from service.settings.groups import RedisSettings, StorageSettings
 from tests.gateway import EMOJI, SHAPES, gateway_process, make_key, show_models
 
-EXAMPLES = int(os.environ.get("API_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("API_EXAMPLES", "230"))
 
 #: Not `positive_data_acceptance`: what a model allows is in its card, not in the schema.
 CHECKS = (
@@ -64,4 +64,4 @@ def test_generated_requests_find_nothing_that_breaks_the_contract(target: tuple[
     found = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert found is not None
-    assert int(found[1]) >= 500
+    assert int(found[1]) >= min(2000, 8 * EXAMPLES)
