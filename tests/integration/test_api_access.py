@@ -115,3 +115,18 @@ async def test_an_unknown_method_names_those_that_are_there(api: httpx.AsyncClie
     response = await api.put(PATH)
     assert response.status_code == 405
     assert response.headers["allow"] == "GET, POST"
+
+
+async def test_bodies_beyond_the_budget_of_the_process_are_503(
+    settings: GatewaySettings, redis_client: redis.Redis
+) -> None:
+    show_models(redis_client, SHAPES)
+    tight = gateway_settings(settings.redis, settings.storage, http={"body_budget_bytes": 1 << 20})
+    body = b'{"prompt": "' + b"x" * (2 << 20) + b'"}'
+    async with serving(tight, key=make_key(redis_client)) as api:
+        for _ in range(2):
+            response = await api.post(PATH, content=body, headers={"Content-Type": "application/json"})
+            assert response.status_code == 503
+            assert response.json()["code"] == "overloaded"
+        # What was read is given back.
+        assert (await api.post(PATH, json={"prompt": "x"})).status_code == 202

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -73,9 +75,7 @@ def test_readiness_tells_each_part(
         assert empty.json()["checks"].items() >= {"redis": "ok", "storage": "ok"}.items()
         assert "No worker has shown a model yet" in empty.json()["detail"]
         show_models(redis_client, SHAPES)
-        deadline = time.monotonic() + 10
-        while httpx.get(f"{url}/readyz").status_code != 200 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        assert until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
         assert httpx.get(f"{url}/readyz").json() == {
             "status": "ready",
             "checks": {"redis": "ok", "storage": "ok", "models": "ok"},
@@ -108,9 +108,7 @@ def test_sigterm_answers_waits_at_once_and_ends_within_seconds(
         waiting = [threading.Thread(target=wait) for _ in range(5)]
         for thread in waiting:
             thread.start()
-        deadline = time.monotonic() + 10
-        while len(redis_client.keys("dr:job:*")) < 5 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        assert until(lambda: len(redis_client.keys("dr:job:*")) == 5)
         stopped = time.monotonic()
         gateway.process.send_signal(signal.SIGTERM)
         for thread in waiting:
@@ -147,9 +145,7 @@ def test_redis_away_is_503_within_2_seconds_and_back_is_back(tmp_path: Path, sto
         assert api.get("/healthz").status_code == 200
         assert api.get("/readyz").json()["checks"]["redis"] != "ok"
         server.start()
-        deadline = time.monotonic() + 10
-        while api.get(created["urls"]["self"], headers=headers).status_code != 200 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        assert until(lambda: api.get(created["urls"]["self"], headers=headers).status_code == 200)
         again = api.post(PATH, json={"prompt": "x"}, headers={**headers, "Prefer": "wait=1"})
         assert again.status_code == 202
         assert gateway.process.poll() is None
@@ -191,11 +187,8 @@ def test_almost_full_memory_refuses_submits_only(tmp_path: Path, storage_setting
             assert created.status_code == 202
             used = int(client.info("memory")["used_memory"])
             client.config_set("maxmemory", int(used / 0.9))
-            deadline = time.monotonic() + 10
-            response = created
-            while response.status_code != 503 and time.monotonic() < deadline:
-                response = api.post(PATH, json={"prompt": "x"})
-            assert response.status_code == 503
+            assert until(lambda: api.post(PATH, json={"prompt": "x"}).status_code == 503)
+            response = api.post(PATH, json={"prompt": "x"})
             assert response.json()["code"] == "overloaded"
             assert api.get(created.json()["urls"]["self"]).status_code == 200
             assert api.post(created.json()["urls"]["cancel"]).json()["status"] == "canceled"
@@ -210,3 +203,77 @@ def test_an_idle_gateway_stops_cleanly(
         gateway.process.send_signal(stop)
         assert gateway.wait() == 0
     assert [json.loads(line)["event"] for line in gateway.lines] == ["gateway_listening", "gateway_stopping"]
+
+
+def test_a_caller_that_went_away_is_not_waited_for(
+    redis_client: redis.Redis, redis_settings: RedisSettings, storage_settings: StorageSettings
+) -> None:
+    show_models(redis_client, SHAPES)
+    body = b'{"prompt": "x"}'
+    head = (
+        f"POST {PATH} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {make_key(redis_client)}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nPrefer: wait=60\r\n\r\n"
+    )
+
+    def watched() -> int:
+        return len(redis_client.pubsub_channels("dr:changes:gen_*"))
+
+    with gateway_process(redis_settings, storage_settings) as gateway:
+        callers = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(20)]
+        for caller in callers:
+            caller.sendall(head.encode() + body)
+        assert until(lambda: watched() == 20)
+        for caller in callers:
+            caller.close()
+        assert until(lambda: watched() == 0)
+    events = [json.loads(line)["event"] for line in gateway.lines]
+    assert events.count("request_abandoned") == 20
+
+
+def test_each_request_is_one_event_without_its_contents(
+    redis_client: redis.Redis, redis_settings: RedisSettings, storage_settings: StorageSettings
+) -> None:
+    show_models(redis_client, SHAPES)
+    key = make_key(redis_client)
+    headers = {"Authorization": f"Bearer {key}", "X-Request-Id": "trace-7"}
+    with gateway_process(redis_settings, storage_settings) as gateway:
+        created = httpx.post(f"{gateway.url}{PATH}?secret=1", json={"prompt": "a private prompt"}, headers=headers)
+    (event,) = [json.loads(line) for line in gateway.lines if "request_finished" in line]
+    assert event.pop("duration_ms") > 0
+    assert event.pop("timestamp")
+    assert event == {
+        "event": "request_finished",
+        "level": "info",
+        "method": "POST",
+        "route": PATH,
+        "status": 202,
+        "request_id": "trace-7",
+        "tenant": "acme",
+        "job_id": created.json()["id"],
+    }
+
+
+def test_a_head_that_never_ends_is_cut_off(redis_settings: RedisSettings, storage_settings: StorageSettings) -> None:
+    with (
+        gateway_process(redis_settings, storage_settings) as gateway,
+        socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as caller,
+    ):
+        caller.sendall(b"GET / HTTP/1.1\r\n")
+        with contextlib.suppress(ConnectionError):
+            for number in range(100_000):
+                caller.sendall(b"X-%d: %s\r\n" % (number, b"x" * 1000))
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            answer = caller.recv(65536)
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
+        assert httpx.get(f"{gateway.url}/healthz").status_code == 200
+
+
+def until(condition: Callable[[], bool]) -> bool:
+    """Wait up to 10 s for a condition; return whether it came."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
