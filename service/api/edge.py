@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from http import HTTPStatus
 
 import structlog
 from fastapi.requests import Request
@@ -10,8 +11,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.problems import problem_response, unexpected_response
-from service.contract.errors import DarkroomError
+from service.api.problems import problem_response, status_of, unexpected_response
+from service.contract.errors import DarkroomError, GenerationFailed
 from service.telemetry.context import begin_request, request_id_from
 
 log = structlog.get_logger("service.access")
@@ -59,6 +60,7 @@ class Edge:
         except DarkroomError as err:
             if status is not None:
                 raise
+            _tell(err)
             await problem_response(err, request_id)(scope, receive, send_marked)
         except Exception:
             log.exception("unexpected_error")
@@ -74,6 +76,14 @@ class Edge:
                 status=status,
                 duration_ms=round(1000 * (time.perf_counter() - started), 2),
             )
+
+
+def _tell(err: DarkroomError) -> None:
+    """Write down what an operator should know: a refusal with its cause, or a defect with its traceback."""
+    if status_of(err) == HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(err, GenerationFailed):
+        log.error("request_failed", code=err.code, exc_info=err)
+    else:
+        log.info("request_refused", code=err.code, cause=type(err.__cause__).__name__ if err.__cause__ else None)
 
 
 def _header(scope: Scope, name: bytes) -> str | None:

@@ -21,7 +21,8 @@ Phase = Literal["load", "encode", "denoise", "decode"]
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # An error would quote the prompt into a traceback.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class LoadModel(_Message):

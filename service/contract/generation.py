@@ -17,7 +17,8 @@ SEED_MAX = 2**53 - 1
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # An error would quote the prompt into a traceback.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class StoredInput(_Frozen):

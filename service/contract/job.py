@@ -78,7 +78,8 @@ class JobError(BaseModel):
 class Job(BaseModel):
     """One generation as stored in Redis. Times are milliseconds since 1970 by Redis' clock."""
 
-    model_config = ConfigDict(frozen=True)
+    # An error would quote the prompt into a traceback.
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     schema_version: Literal[1] = 1
     id: str

@@ -253,6 +253,25 @@ def test_each_request_is_one_event_without_its_contents(
     }
 
 
+def test_a_damaged_document_is_a_500_that_is_logged_without_the_prompt(
+    redis_client: redis.Redis, redis_settings: RedisSettings, storage_settings: StorageSettings
+) -> None:
+    show_models(redis_client, SHAPES)
+    headers = {"Authorization": f"Bearer {make_key(redis_client)}"}
+    with gateway_process(redis_settings, storage_settings) as gateway:
+        created = httpx.post(f"{gateway.url}{PATH}", json={"prompt": "a private prompt"}, headers=headers).json()
+        name = f"dr:job:{created['id']}"
+        spec = json.loads(str(redis_client.hget(name, "spec")))
+        redis_client.hset(name, "spec", json.dumps({**spec, "prompt": ["a private prompt"]}))
+        answer = httpx.get(f"{gateway.url}{created['urls']['self']}", headers=headers)
+    assert answer.status_code == 500
+    assert answer.json()["code"] == "internal"
+    (event,) = [json.loads(line) for line in gateway.lines if "request_failed" in line]
+    assert "CorruptDocument" in event["exception"]
+    assert event["request_id"] == answer.headers["x-request-id"]
+    assert "private" not in "".join(gateway.lines)
+
+
 def test_a_head_that_never_ends_is_cut_off(redis_settings: RedisSettings, storage_settings: StorageSettings) -> None:
     with (
         gateway_process(redis_settings, storage_settings) as gateway,
