@@ -1,13 +1,15 @@
-"""What a gateway does by the clock: watching Redis' memory, and letting deadlines pass where no worker is alive."""
+"""What a gateway does by the clock: watching Redis' memory, and reaping, also where no worker is alive."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 
 import structlog
 
 from service.contract.errors import Overloaded, Unavailable
 from service.jobs.async_store import AsyncJobStore
+from service.jobs.reaper import Patience
 
 log = structlog.get_logger(__name__)
 
@@ -22,6 +24,7 @@ class Housekeeping:
         self._refuse_ratio = refuse_ratio
         self._interval_s = interval_s
         self._memory_ratio: float | None = None
+        self._patience = Patience()
 
     def check(self) -> None:
         """Return, or raise `Overloaded` where memory is left for claims and commits only."""
@@ -44,10 +47,15 @@ class Housekeeping:
             try:
                 await self.round()
             except (Unavailable, Overloaded) as err:
+                self._patience.lost()
                 log.info("housekeeping_skipped", reason=err.code)
             await asyncio.sleep(self._interval_s)
 
     async def round(self) -> None:
-        """Look at the memory, end what is past its deadline, ring lost bells. Leases are for agents to take back."""
-        self._memory_ratio = await self._store.memory_ratio()
-        await self._store.reap(take_back=False)
+        """Look at the memory; take back leases that ran out, end what is past its deadline, ring lost bells."""
+        server = await self._store.server()
+        self._memory_ratio = server.memory_ratio
+        take_back = self._patience.may_take_back(now_s=time.monotonic(), uptime_s=server.uptime_s)
+        done = await self._store.reap(take_back=take_back)
+        if done.leases or done.deadlines:
+            log.info("reaped", leases=done.leases, deadlines=done.deadlines, bells=done.bells)

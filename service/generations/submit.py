@@ -100,10 +100,17 @@ class SubmitGeneration:
         Raises `InvalidRequest` with every wrong field, `IdempotencyMismatch`, `Gone` for the key of an erased job,
         `LimitReached`, `Overloaded`, `Unavailable`. After any of them nothing is queued.
         """
-        cards = await self._models.cards()
-        drafted = draft(body, cards, draw_seed=secrets.randbelow, retain_max_s=self._rules.retain_max_s)
-        pictures = await self._pictures(drafted)
-        self._admission.check()
+        try:
+            cards = await self._models.cards()
+            drafted = draft(body, cards, draw_seed=secrets.randbelow, retain_max_s=self._rules.retain_max_s)
+            pictures = await self._pictures(drafted)
+            self._admission.check()
+        except (InvalidRequest, Overloaded):
+            # What was accepted once stays accepted, also where it would be refused today.
+            earlier = call and await self._store.recall(caller.tenant, _idempotency(call, 0))
+            if earlier:
+                return Submitted(earlier, replayed=True)
+            raise
         job = self._job(await self._ids.ids(), caller, drafted, request_id)
         if not pictures:
             return await self._accept(job, call, None)
@@ -145,7 +152,14 @@ class SubmitGeneration:
             loop.run_in_executor(self._threads, picture.store, self._storage, prefix, index)
             for index, picture in enumerate(pictures.values())
         ]
-        return dict(zip(pictures, await asyncio.gather(*uploads), strict=True))
+        # Every upload ends before one that failed is told: what is still on its way would outlive the erasure.
+        results = await asyncio.gather(*uploads, return_exceptions=True)
+        stored: dict[str, StoredInput] = {}
+        for name, result in zip(pictures, results, strict=True):
+            if isinstance(result, BaseException):
+                raise result
+            stored[name] = result
+        return stored
 
     async def _discard(self, prefix: str) -> None:
         """Have the uploaded inputs erased; if Redis is away too, staging does it within the hour."""
@@ -177,12 +191,12 @@ class SubmitGeneration:
     async def _accept(self, job: Job, call: IdempotentCall | None, prefix: str | None) -> Submitted:
         submission = await self._store.submit(
             job,
-            idempotency=call and Idempotency(call.record, call.body_sha256, max(_DAY_S, job.retain_ms // 1000)),
+            idempotency=call and _idempotency(call, job.retain_ms // 1000),
             limits=SubmitLimits(tenant_queued=None, pool_queued=self._rules.pool_queued),
             inputs_prefix=prefix,
         )
         if submission.outcome == "created":
-            return Submitted(job, replayed=False)
+            return Submitted(_by_the_clock_of_redis(job, submission), replayed=False)
         return Submitted(await self._earlier(job.tenant, submission), replayed=True)
 
     async def _earlier(self, tenant: str, submission: Submission) -> Job:
@@ -199,6 +213,24 @@ class SubmitGeneration:
                 if job is None:
                     raise Gone("The generation of this Idempotency-Key was erased.")
                 return job
+
+
+def _idempotency(call: IdempotentCall, retain_s: int) -> Idempotency:
+    return Idempotency(call.record, call.body_sha256, max(_DAY_S, retain_s))
+
+
+def _by_the_clock_of_redis(job: Job, submission: Submission) -> Job:
+    """Return the job as it was stored: this gateway's clock only measured spans."""
+    if submission.created_ms is None:
+        return job
+    skew_ms = submission.created_ms - job.created_ms
+    return job.model_copy(
+        update={
+            "created_ms": submission.created_ms,
+            "start_by_ms": None if job.start_by_ms is None else job.start_by_ms + skew_ms,
+            "finish_by_ms": None if job.finish_by_ms is None else job.finish_by_ms + skew_ms,
+        }
+    )
 
 
 def _after(now_ms: int, seconds: int | None) -> int | None:

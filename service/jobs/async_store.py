@@ -67,6 +67,16 @@ class AsyncJobStore:
         arguments = commands.submit_arguments(job, idempotency=idempotency, limits=limits, inputs_prefix=inputs_prefix)
         return commands.submission(cast("list[str]", await self._run("submit", arguments)))
 
+    async def recall(self, tenant: str, idempotency: commands.Idempotency) -> Job | None:
+        """Return the job that this key created with this body; None where there is none, or no longer."""
+        with _as_unavailable():
+            record = await cast(
+                "Awaitable[dict[str, str]]", self._redis.hgetall(key("idempotency", tenant, idempotency.record))
+            )
+        if record.get("body") != idempotency.body_sha256:
+            return None
+        return await self.get(tenant, record["job"])
+
     async def stage_inputs(self, prefix: str) -> None:
         """Note that inputs are about to be stored under `prefix`: erased in an hour unless a submit names them."""
         with _as_unavailable():
@@ -198,10 +208,6 @@ class AsyncJobStore:
             uptime_s=float(info["uptime_in_seconds"]),
             memory_ratio=int(info["used_memory"]) / limit if limit else None,
         )
-
-    async def memory_ratio(self) -> float | None:
-        """Return used memory / maxmemory, None where no limit is set."""
-        return (await self.server()).memory_ratio
 
 
 def _has(job: Job, labels: Mapping[str, str] | None) -> bool:

@@ -55,6 +55,8 @@ class Submission:
     outcome: SubmitOutcome
     #: The job created, replayed, gone or of the other body; empty where none is.
     job_id: str
+    #: When it was created, by Redis' clock; None where nothing was.
+    created_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ def submit_arguments(
 
 def submission(reply: Sequence[str]) -> Submission:
     """Read the reply of `submit`."""
-    return Submission(cast("SubmitOutcome", reply[0]), reply[1])
+    return Submission(cast("SubmitOutcome", reply[0]), reply[1], int(reply[2]) if reply[2] else None)
 
 
 def claimed_job(reply: Sequence[str]) -> Job | None:

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from service.settings.gateway import GatewaySettings
-from tests.gateway import SHAPES, Hand, make_key, picture, serving, show_models
+from tests.gateway import EMOJI, SHAPES, Hand, make_key, picture, serving, show_models
 
 pytestmark = pytest.mark.anyio
 
@@ -93,6 +93,30 @@ async def test_a_replay_of_an_ended_generation_gives_its_result(api: httpx.Async
     assert itself.headers["idempotency-replayed"] == "true"
     other = await api.post(PATH, json={"prompt": "x"}, headers={**KEY, "Accept": "image/webp"})
     assert other.status_code == 406
+
+
+async def test_what_was_accepted_stays_accepted_where_it_would_be_refused_today(
+    settings: GatewaySettings, redis_client: redis.Redis
+) -> None:
+    show_models(redis_client, SHAPES, EMOJI)
+    key = make_key(redis_client)
+    body = {"prompt": "x", "model": EMOJI.id}
+    async with serving(settings, key=key) as api:
+        first = await api.post(PATH, json=body, headers=KEY)
+        assert first.status_code == 202, first.text
+    redis_client.hdel("dr:models", EMOJI.id)
+    async with serving(settings, key=key) as api:
+        assert (await api.post(PATH, json=body)).status_code == 422
+        again = await api.post(PATH, json=body, headers=KEY)
+        other = await api.post(PATH, json={**body, "prompt": "y"}, headers=KEY)
+    assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+    assert again.headers["idempotency-replayed"] == "true"
+    assert other.status_code == 422
+
+
+async def test_the_202_and_the_record_tell_the_same_time(api: httpx.AsyncClient) -> None:
+    accepted = (await api.post(PATH, json={"prompt": "x"})).json()
+    assert (await api.get(f"{PATH}/{accepted['id']}")).json()["created_at"] == accepted["created_at"]
 
 
 async def test_the_inputs_of_a_replay_are_due_for_erasure(api: httpx.AsyncClient, redis_client: redis.Redis) -> None:

@@ -2,7 +2,7 @@
 -- ARGV: now, id, idempotency record or '', body hash, record ttl (s), default cap of queued jobs per tenant or '',
 --       cap of queued jobs in the pool, staged prefix or '', bell id, number of bell fields × 2, bell fields …,
 --       document fields …
--- Returns {outcome, job id}.
+-- Returns {outcome, job id, created_ms}; the last is empty where nothing was created.
 local now = clock(ARGV[1])
 local id, record, body, record_ttl_s = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local bell_at = 10
@@ -11,24 +11,25 @@ local document_at = bell_at + 1 + tonumber(ARGV[bell_at])
 local job, flat = {}, {}
 for i = document_at, #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
 
-if redis.call('EXISTS', k('job', id)) == 1 then return { 'created', id } end
+local accepted = redis.call('HGET', k('job', id), 'created_ms')
+if accepted then return { 'created', id, accepted } end
 
 if record ~= '' then
   local known = redis.call('HMGET', k('idempotency', job.tenant, record), 'job', 'body')
   if known[1] then
-    if known[2] ~= body then return { 'mismatch', known[1] } end
+    if known[2] ~= body then return { 'mismatch', known[1], '' } end
     local erased = redis.call('HGET', k('job', known[1]), 'erase_requested')
-    if erased == '0' then return { 'replayed', known[1] } end
-    return { 'gone', known[1] }
+    if erased == '0' then return { 'replayed', known[1], '' } end
+    return { 'gone', known[1], '' }
   end
 end
 
 local settings = redis.call('HMGET', k('tenant', job.tenant), 'max_queued')
 local cap = tonumber(settings[1] or '') or tonumber(ARGV[6])
 if cap and number(redis.call('HGET', k('tenant_counts', job.tenant), 'queued')) >= cap then
-  return { 'tenant_full', '' }
+  return { 'tenant_full', '', '' }
 end
-if number(redis.call('HGET', k('pool', job.pool), 'queued')) >= tonumber(ARGV[7]) then return { 'pool_full', '' } end
+if number(redis.call('HGET', k('pool', job.pool), 'queued')) >= tonumber(ARGV[7]) then return { 'pool_full', '', '' } end
 
 -- The submitter's clock only measures spans; the moments are Redis'.
 local skew = now - number(job.created_ms)
@@ -56,4 +57,4 @@ local bell = {}
 for i = bell_at + 1, document_at - 1 do bell[#bell + 1] = ARGV[i] end
 ring(job.pool, ARGV[9], bell)
 meter(job.tenant, now, { requests = 1 })
-return { 'created', id }
+return { 'created', id, job.created_ms }
