@@ -32,6 +32,8 @@ class AgentSettings(BaseSettings):
     patience_s: float = Field(default=600.0, ge=1, le=86_400)
     #: s for reading one model from disk or hub.
     load_s: float = Field(default=3600.0, ge=1, le=86_400)
+    #: The Python module run as the engine child. Fault campaigns name `worker.engine.fake`; nobody else changes it.
+    engine_module: str = Field(default="worker.engine", pattern=r"^[A-Za-z_][\w.]*$")
 
 
 @dataclass(frozen=True, slots=True)

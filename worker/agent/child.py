@@ -10,9 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -29,9 +27,10 @@ from service.contract.engine import (
     ModelFailed,
     ModelLoaded,
 )
-from service.contract.framing import Buffer, FramingError, read_frame, write_frame
+from service.contract.framing import Buffer, FramingError, read_frame
 from service.settings.groups import LogSettings
 from service.settings.worker import AgentSettings, engine_environment
+from worker.agent.letters import Letters
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +38,7 @@ log = structlog.get_logger(__name__)
 _HELLO_S = 300.0
 #: s between the order to dump stacks and the kill.
 _DUMP_S = 2.0
-#: s; pause before a child that died young is followed by another, doubled each time.
+#: s; pause before a child that never came to hold a model is followed by another, doubled each time.
 _RESTART_S, _RESTART_MAX_S = 0.5, 30.0
 
 
@@ -47,7 +46,7 @@ _RESTART_S, _RESTART_MAX_S = 0.5, 30.0
 class EngineLost:
     """The child ended; whatever it ran is gone."""
 
-    #: Whether it had been given the request before it ended.
+    #: Whether the request was on its way to it: it may have been what ended it.
     had_it: bool
 
 
@@ -59,7 +58,8 @@ Listener = Callable[[EngineEvent, list[bytes]], None]
 class EngineChild:
     """One engine process after another. Thread-safe.
 
-    `on_change` is called (on the reader's thread) whenever the child became ready or was lost.
+    `on_change` is called (on the reader's thread) whenever the child became ready or was lost. No method but `kill` and
+    `stop` waits for the child.
     """
 
     def __init__(
@@ -69,21 +69,21 @@ class EngineChild:
         entries: Sequence[CatalogEntry],
         *,
         on_change: Callable[[], None],
-        command: Sequence[str] = (sys.executable, "-X", "faulthandler", "-m", "worker.engine"),
     ) -> None:
         self._settings = settings
         self._logs = logs
         self._entries = tuple(entries)
         self._on_change = on_change
-        self._command = tuple(command)
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: BinaryIO | None = None
+        self._letters: Letters | None = None
         self._listeners: dict[str, Listener] = {}
         self._hello: Hello | None = None
         self._cards: dict[str, ModelCard] = {}
         self._failures: dict[str, str] = {}
-        self._load_started_s = 0.0
+        self._watch: threading.Timer | None = None
+        #: Whether any child has held a model; one that holds none is then of no use, and tried again.
+        self._has_served = False
         self._stopping = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="engine-supervisor", daemon=True)
 
@@ -125,9 +125,9 @@ class EngineChild:
     def generate(self, message: Generate, buffers: Sequence[Buffer], listener: Listener) -> None:
         """Hand over a request. `listener` hears its messages; `EngineLost` if the child is or goes away."""
         with self._lock:
-            self._listeners[message.execution_id] = listener
-            if not self._send(message, buffers):
-                self._listeners.pop(message.execution_id, None)
+            if self._send(message, buffers):
+                self._listeners[message.execution_id] = listener
+            else:
                 listener(EngineLost(had_it=False), [])
 
     def cancel(self, execution_id: str) -> None:
@@ -143,14 +143,8 @@ class EngineChild:
     def kill(self) -> None:
         """Have the child write its stacks to the log, then end it: it no longer says anything."""
         process = self._process
-        if process is None:
-            return
-        log.error("engine_killed", pid=process.pid)
-        process.send_signal(signal.SIGABRT)
-        try:
-            process.wait(_DUMP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        if process is not None:
+            _kill(process)
 
     def stop(self) -> None:
         """End the child for good."""
@@ -166,44 +160,59 @@ class EngineChild:
     def _supervise(self) -> None:
         pause_s = _RESTART_S
         while not self._stopping.is_set():
-            started_s = time.monotonic()
-            replies = self._spawn()
-            watch = threading.Timer(_HELLO_S, self._kill_unless_hello)
-            watch.daemon = True
-            watch.start()
-            self._read(replies)
-            watch.cancel()
-            self._bury()
-            if time.monotonic() - started_s > 60:
-                pause_s = _RESTART_S
+            served = False
+            try:
+                replies = self._spawn()
+            except OSError as err:
+                log.error("engine_not_started", error=type(err).__name__, reason=err.strerror)
+            else:
+                self._expect_within(_HELLO_S)
+                self._read(replies)
+                self._expect_within(None)
+                served = self._bury()
+            # One that held a model died of a request or by chance; a request ends after some strikes.
+            pause_s = _RESTART_S if served else pause_s
             self._stopping.wait(pause_s)
             pause_s = min(2 * pause_s, _RESTART_MAX_S)
 
     def _spawn(self) -> BinaryIO:
+        """Start a child; return where it speaks. Raises OSError."""
         ours_in, theirs_out = os.pipe()
         theirs_in, ours_out = os.pipe()
         command = [
-            *self._command,
+            *(sys.executable, "-X", "faulthandler", "-m", self._settings.engine_module),
             *("--fd-in", str(theirs_in), "--fd-out", str(theirs_out)),
             *("--threads", str(self._settings.engine_threads)),
             *("--log-format", self._logs.log, "--log-level", self._logs.log_level),
         ]
-        process = subprocess.Popen(  # noqa: S603 - our own module
-            command, pass_fds=(theirs_in, theirs_out), env=engine_environment(), stdin=subprocess.DEVNULL
-        )
-        os.close(theirs_in)
-        os.close(theirs_out)
+        try:
+            process = subprocess.Popen(  # noqa: S603 - our own module
+                command, pass_fds=(theirs_in, theirs_out), env=engine_environment(), stdin=subprocess.DEVNULL
+            )
+        except OSError:
+            os.close(ours_in)
+            os.close(ours_out)
+            raise
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
         with self._lock:
             self._process = process
-            self._pipe = os.fdopen(ours_out, "wb")
+            self._letters = Letters(os.fdopen(ours_out, "wb"))
         if self._stopping.is_set():
             process.kill()
         log.info("engine_started", pid=process.pid)
         return os.fdopen(ours_in, "rb")
 
-    def _kill_unless_hello(self) -> None:
-        if self._hello is None:
-            self.kill()
+    def _expect_within(self, limit_s: float | None) -> None:
+        """Have the child killed unless this is called again within `limit_s`; None = nothing is awaited."""
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        if limit_s is not None and self._process is not None:
+            self._watch = threading.Timer(limit_s, _kill, (self._process,))
+            self._watch.daemon = True
+            self._watch.start()
 
     def _read(self, replies: BinaryIO) -> None:
         with replies:
@@ -212,8 +221,13 @@ class EngineChild:
                     self._hear(*frame)
             except FramingError as err:
                 log.error("engine_spoke_nonsense", error=str(err))
-                if self._process is not None:
-                    self._process.kill()
+            except Exception:
+                # The supervisor must outlive its own defects: without it there is no engine any more.
+                log.exception("engine_reader_failed")
+            else:
+                return
+        if self._process is not None:
+            self._process.kill()
 
     def _hear(self, message: FromEngine, buffers: list[bytes]) -> None:
         match message:
@@ -223,27 +237,39 @@ class EngineChild:
                     for entry in self._entries:
                         self._send(LoadModel(entry=entry))
                 log.info("engine_ready", pid=message.pid, device=message.device)
+                self._expect_within(self._settings.load_s)
             case ModelLoaded():
                 with self._lock:
                     self._cards[message.card.id] = message.card
                 log.info("model_loaded", model=message.card.id, seconds=round(message.seconds, 2))
-                self._on_change()
+                self._loads_went_on()
             case ModelFailed():
                 with self._lock:
                     self._failures[message.model] = message.message
                 log.error("model_failed", model=message.model, reason=message.message)
-                self._on_change()
+                self._loads_went_on()
             case _:
                 with self._lock:
                     listener = self._listeners.get(message.execution_id)
                 if listener is not None:
                     listener(message, buffers)
 
-    def _bury(self) -> None:
-        """Note the end of a child, and tell everybody who waited for it."""
+    def _loads_went_on(self) -> None:
+        """One more model is loaded or known to fail."""
+        self._expect_within(None if self.ready else self._settings.load_s)
+        if self.cards:
+            self._has_served = True
+        elif self.ready and self._has_served and self._process is not None:
+            # The models were fine before: a device still occupied by the last child, a share that is away.
+            log.error("engine_holds_no_model")
+            self._process.kill()
+        self._on_change()
+
+    def _bury(self) -> bool:
+        """Note the end of a child, tell everybody who waited for it; return whether it had held a model."""
         process = self._process
         if process is None:
-            return
+            return False
         try:
             exit_code = process.wait(_DUMP_S)
         except subprocess.TimeoutExpired:
@@ -251,24 +277,29 @@ class EngineChild:
             exit_code = process.wait()
         with self._lock:
             listeners, self._listeners = self._listeners, {}
-            pipe, self._pipe, self._process, self._hello = self._pipe, None, None, None
-            self._cards, self._failures = {}, {}
-        if pipe is not None:
-            # What was buffered for the dead child has nowhere to go.
-            with suppress(OSError):
-                pipe.close()
+            letters, self._letters, self._process, self._hello = self._letters, None, None, None
+            cards, self._cards, self._failures = self._cards, {}, {}
+        if letters is not None:
+            letters.close()
         if not self._stopping.is_set():
             log.error("engine_lost", pid=process.pid, exit_code=exit_code, executions=len(listeners))
         for listener in listeners.values():
             listener(EngineLost(had_it=True), [])
         self._on_change()
+        return bool(cards)
 
     def _send(self, message: LoadModel | Generate | Cancel, buffers: Sequence[Buffer] = ()) -> bool:
-        """Write to the living child; False where there is none. Hold the lock."""
-        if self._pipe is None:
+        """Have a message written to the living child; False where there is none. Hold the lock."""
+        if self._letters is None:
             return False
-        try:
-            write_frame(self._pipe, message, buffers)
-        except OSError:
-            return False
+        self._letters.send(message, buffers)
         return True
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    log.error("engine_killed", pid=process.pid)
+    process.send_signal(signal.SIGABRT)
+    try:
+        process.wait(_DUMP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()

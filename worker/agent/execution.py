@@ -41,8 +41,14 @@ _INPUT_LIMIT_BYTES = 64 << 20
 _DECODE_S = 30.0
 #: s between two tries of an upload or a commit while the other side is away.
 _RETRY_S = 0.5
+#: s; the engine's silence is counted in such pieces.
+_WATCH_S = 1.0
 #: s that an upload may take in all where the job has no deadline of its own.
 _UPLOAD_S = 600.0
+
+
+#: What the engine said of a picture, and its pixels; None when it is withheld.
+_Picture = tuple[ImageDrawn, bytes | None]
 
 
 class _Canceled(Exception):
@@ -182,9 +188,9 @@ class Execution:
             except StorageUnavailable as err:
                 self._wait_for_storage(give_up_s, err)
 
-    def _listen(self) -> tuple[list[tuple[ImageDrawn, bytes | None]], Finished]:
+    def _listen(self) -> tuple[list[_Picture], Finished]:
         """Follow the engine until it is done; return the pictures in order."""
-        drawn: list[tuple[ImageDrawn, bytes | None]] = []
+        drawn: list[_Picture] = []
         while True:
             event, data = self._next_event()
             match event:
@@ -197,7 +203,7 @@ class Execution:
                 case Finished():
                     if self._dropped.is_set():
                         raise _Dropped
-                    return sorted(drawn, key=lambda pair: pair[0].index), event
+                    return self._complete(drawn), event
                 case Refused():
                     self._refused(event)
                 case EngineLost():
@@ -205,18 +211,35 @@ class Execution:
                 case _:
                     log.error("engine_message_unexpected", type=event.type)
 
+    def _complete(self, drawn: list[_Picture]) -> list[_Picture]:
+        """Return the pictures in order; an engine that finished without all of them has a defect."""
+        pictures = sorted(drawn, key=lambda pair: pair[0].index)
+        indices = [event.index for event, _ in pictures]
+        if indices != list(range(self.job.spec.num_images)) or any(
+            (pixels is None) != event.flagged for event, pixels in pictures
+        ):
+            log.error("pictures_missing", indices=indices)
+            raise GenerationFailed(FailureCode.INTERNAL, "The engine did not give every picture.")
+        return pictures
+
     def _next_event(self) -> tuple[EngineEvent, list[bytes]]:
-        """Wait for the engine's next word; a phase that stays silent for too long ends the engine."""
+        """Wait for the engine's next word; a phase that stays silent for too long ends the engine.
+
+        Only time that this process was awake for counts: after a pause the engine's words are still to be read.
+        """
         spec = self.job.spec
+        limit_s = self._tools.clock.limit_s(spec.model, self._progress.phase, spec.width * spec.height)
+        waited_s = 0.0
         while True:
-            limit_s = self._tools.clock.limit_s(spec.model, self._progress.phase, spec.width * spec.height)
-            left_s = self._progress.sign_s + limit_s - time.monotonic()
+            slice_s = min(_WATCH_S, limit_s - waited_s)
             try:
-                return self._events.get(timeout=max(0.01, left_s))
+                return self._events.get(timeout=slice_s)
             except queue.Empty:
+                waited_s += slice_s
+            if waited_s >= limit_s:
                 log.error("engine_silent", phase=self._progress.phase, limit_s=round(limit_s, 1))
-                self._progress.sign_s = time.monotonic()
                 self._tools.engine.kill()
+                waited_s = 0.0
 
     def _sign(self, *, phase: str | None = None, step: int | None = None, steps: int = 0) -> None:
         was = self._progress
@@ -244,7 +267,7 @@ class Execution:
             log.info("execution_given_back", status=status, reason=reason)
         raise _Dropped
 
-    def _store(self, drawn: list[tuple[ImageDrawn, bytes | None]], receipt: Receipt) -> tuple[ResultImage, ...]:
+    def _store(self, drawn: list[_Picture], receipt: Receipt) -> tuple[ResultImage, ...]:
         """Compress and upload every picture; nothing succeeds without its objects."""
         spec = self.job.spec
         images: list[ResultImage] = []

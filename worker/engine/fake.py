@@ -1,0 +1,160 @@
+"""An engine child for fault campaigns: the real protocol over real pipes, flat-colour pictures, faults on demand.
+
+`python -m worker.engine.fake`, started by an agent whose `DARKROOM_ENGINE_MODULE` names it. No torch, so an agent is
+up in a second and a hundred jobs take as many milliseconds as their steps say. Words of a prompt are orders:
+
+    step=0.2      seconds that every step takes (0.01)
+    crash         the process ends at the first step, as under a kernel that faults
+    hang          the first step never ends
+    omit          the pictures are never sent
+    nonsense      something that is no frame is sent at the first step
+
+A file in a model's folder does the same to its loading: `broken` makes it fail, `stuck` keeps it from ending.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from service.contract.catalog import CatalogEntry, ModelCard
+from service.contract.engine import (
+    Finished,
+    Generate,
+    Hello,
+    ImageDrawn,
+    LoadModel,
+    ModelFailed,
+    ModelLoaded,
+    PhaseStarted,
+    Refused,
+    StepDone,
+)
+from service.contract.errors import FailureCode
+from service.contract.generation import Receipt
+from service.telemetry.logs import configure_logging
+from worker.engine.channel import Inbox, Outbox
+
+_STEP_S = 0.01
+_SHA256 = "0" * 64
+
+
+class FakeEngine:
+    """Takes messages until the pipe ends, one request at a time, as the real one."""
+
+    def __init__(self, inbox: Inbox, outbox: Outbox, raw_fd: int) -> None:
+        self._inbox = inbox
+        self._outbox = outbox
+        self._raw_fd = raw_fd
+        self._models: set[str] = set()
+
+    def run(self) -> NoReturn:
+        """Greet, then work."""
+        self._outbox.send(Hello(pid=os.getpid(), device="fake", capacity=1, versions={}))
+        while True:
+            message, _buffers = self._inbox.next()
+            match message:
+                case LoadModel():
+                    answer = _load(message.entry)
+                    if isinstance(answer, ModelLoaded):
+                        self._models.add(message.entry.id)
+                    self._outbox.send(answer)
+                case Generate():
+                    self._outbox.send(self._draw(message))
+                    self._inbox.close(message.execution_id)
+
+    def _draw(self, request: Generate) -> Finished | Refused:
+        spec, execution_id = request.spec, request.execution_id
+        if spec.model not in self._models:
+            return Refused(execution_id=execution_id, code=FailureCode.MODEL_UNAVAILABLE, message="Not loaded here.")
+        orders = spec.prompt.split()
+        step_s = next((float(word[5:]) for word in orders if word.startswith("step=")), _STEP_S)
+        steps = spec.steps * spec.num_images
+        begun_s = time.monotonic()
+        self._outbox.send(PhaseStarted(execution_id=execution_id, phase="encode"))
+        self._outbox.send(PhaseStarted(execution_id=execution_id, phase="denoise"))
+        for step in range(1, steps + 1):
+            if self._inbox.is_canceled(execution_id):
+                return Refused(execution_id=execution_id, code="canceled", message="Canceled.")
+            self._obey(orders)
+            time.sleep(step_s)
+            self._outbox.send(StepDone(execution_id=execution_id, step=step, steps=steps))
+        self._outbox.send(PhaseStarted(execution_id=execution_id, phase="decode"))
+        if "omit" not in orders:
+            self._send_pictures(request)
+        return Finished(
+            execution_id=execution_id,
+            encode_s=0,
+            denoise_s=time.monotonic() - begun_s,
+            decode_s=0,
+            receipt=Receipt(model_sha256=_SHA256, scheduler_config_sha256=_SHA256, device="fake", dtype="float32"),
+        )
+
+    def _obey(self, orders: list[str]) -> None:
+        if "crash" in orders:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "hang" in orders:
+            signal.pause()
+        if "nonsense" in orders:
+            os.write(self._raw_fd, b"\0\0\0\4what")
+
+    def _send_pictures(self, request: Generate) -> None:
+        spec = request.spec
+        for index in range(spec.num_images):
+            seed = spec.seed + index
+            drawn = ImageDrawn(
+                execution_id=request.execution_id, index=index, seed=seed, width_px=spec.width, height_px=spec.height
+            )
+            colour = bytes((seed % 256, seed // 256 % 256, 90))
+            self._outbox.send(drawn, [colour * (spec.width * spec.height)])
+
+
+def _load(entry: CatalogEntry) -> ModelLoaded | ModelFailed:
+    folder = Path(entry.source)
+    if (folder / "stuck").exists():
+        signal.pause()
+    if (folder / "broken").exists():
+        return ModelFailed(model=entry.id, message="Loading failed: told to.")
+    card = ModelCard(
+        id=entry.id,
+        family="sd1",
+        pool=entry.pool,
+        default=entry.default,
+        tasks=("text-to-image", "image-to-image", "inpaint"),
+        size_step_px=8,
+        width=64,
+        height=64,
+        steps=4,
+        guidance_scale=4.0,
+        scheduler="ddim",
+        schedulers=("ddim",),
+        limits=entry.limits,
+        dtype="float32",
+        sha256=_SHA256,
+    )
+    return ModelLoaded(card=card, seconds=0.0)
+
+
+def main() -> NoReturn:
+    """Run until the agent closes its end of the pipe."""
+    parser = argparse.ArgumentParser()
+    for name in ("--fd-in", "--fd-out", "--threads"):
+        parser.add_argument(name, type=int, required=True)
+    for name in ("--log-format", "--log-level"):
+        parser.add_argument(name, required=True)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(sys.stderr.fileno(), 1)
+    configure_logging(arguments.log_format, arguments.log_level)
+    inbox = Inbox(os.fdopen(arguments.fd_in, "rb"))
+    inbox.start()
+    FakeEngine(inbox, Outbox(os.fdopen(arguments.fd_out, "wb")), arguments.fd_out).run()
+
+
+if __name__ == "__main__":
+    main()
