@@ -29,9 +29,9 @@ SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = (
 )
 
 LIMITS: Final[dict[str, int]] = {
-    # A waiting class, a cold head or a suspect is passed over this often, then it is its turn.
+    # A waiting class or a suspect is passed over this often, then it is its turn.
     "turns_passed": 8,
-    # How far behind the head of a tenant's queue a claim looks for a warm model.
+    # How far behind the head of a tenant's queue, and among tenants, a claim looks for what its engine holds.
     "window": 16,
     # Engine deaths under a suspect that ran alone; with the one that made it a suspect, three deaths in all.
     "strikes": 2,

@@ -48,10 +48,13 @@ class JobStore:
         return commands.submission(cast("list[str]", self._run("submit", arguments)))
 
     def claim(
-        self, pool: str, execution_id: str, agent_id: str, *, idle: bool = True, warm: Iterable[str] = ()
+        self, pool: str, execution_id: str, agent_id: str, *, idle: bool = True, models: Iterable[str] = ()
     ) -> Job | None:
-        """Return the job that this execution now holds, or None where nothing fits now."""
-        arguments = [pool, execution_id, agent_id, LEASE_MS, "1" if idle else "0", *warm]
+        """Return the job that this execution now holds, or None where nothing fits now.
+
+        `models`: those that can be drawn with; none = any. A job of another model is left to other agents.
+        """
+        arguments = [pool, execution_id, agent_id, LEASE_MS, "1" if idle else "0", *models]
         return commands.claimed_job(cast("list[str]", self._run("claim", arguments)))
 
     def renew(self, agent_id: str, holdings: Sequence[commands.Holding]) -> list[commands.RenewAnswer]:
@@ -98,11 +101,13 @@ class JobStore:
         return documents.decode(fields)
 
     def announce(self, record: WorkerRecord, cards: Iterable[ModelCard], *, ttl_ms: int) -> None:
-        """Say that an agent lives and what it holds; its cards stay after it."""
+        """Say that an agent lives and what it holds; its cards stay after it. Forgets agents that fell silent."""
         seconds, micros = self._redis.time()
         pipe = self._redis.pipeline(transaction=True)
         pipe.set(key("agent", record.agent_id), record.model_dump_json(), px=ttl_ms)
-        pipe.zadd(key("agents"), {record.agent_id: seconds * 1000 + micros // 1000 + ttl_ms})
+        now_ms = seconds * 1000 + micros // 1000
+        pipe.zremrangebyscore(key("agents"), "-inf", now_ms)
+        pipe.zadd(key("agents"), {record.agent_id: now_ms + ttl_ms})
         for card in cards:
             pipe.hset(key("models"), card.id, card.model_dump_json())
         pipe.execute()

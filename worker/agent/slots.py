@@ -7,10 +7,12 @@ import threading
 import time
 
 import structlog
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.contract.errors import FailureCode
-from service.contract.job import JobError, Status
+from service.contract.job import Job, JobError, Status
 from service.jobs.commands import Holding, Outcome
 from service.jobs.documents import CorruptDocument
 from worker.agent.execution import Execution, Tools
@@ -19,6 +21,9 @@ log = structlog.get_logger(__name__)
 
 #: s between two looks at the stop flag while a bell waits: a signal handler must not take locks.
 _GLANCE_S = 0.1
+#: s between two tries of a claim that was not answered, and s until it is given up; with `bell.ROOM_WAIT_S` and the
+#: client's own retries far below `service.jobs.queue.BELL_TIMEOUT_S`.
+_RETRY_S, _ASK_S = 0.5, 120.0
 #: Executions whose pictures are being stored while the engine draws others.
 _STORING = 4
 
@@ -59,6 +64,7 @@ class Slots:
                 not self.stopping
                 and hello is not None
                 and engine.ready
+                and bool(engine.cards)
                 and not self._alone
                 and len(self._drawing) < hello.capacity
                 and len(self._executions) < hello.capacity + _STORING
@@ -76,11 +82,8 @@ class Slots:
 
     def _claim(self) -> bool:
         execution_id = secrets.token_hex(8)
-        with self._changed:
-            idle = not self._drawing
-        warm = [card.id for card in self._tools.engine.cards]
         try:
-            job = self._tools.store.claim(self._pool, execution_id, self.agent_id, idle=idle, warm=warm)
+            job = self._ask(execution_id)
         except CorruptDocument as err:
             # Somebody else wrote into our Redis; that job can only end.
             log.error("document_corrupt", job_id=err.job_id)
@@ -97,6 +100,24 @@ class Slots:
         # Daemons: one that waits for Redis or S3 must not keep a drained process alive.
         threading.Thread(target=self._run, args=(execution,), name=execution_id, daemon=True).start()
         return True
+
+    def _ask(self, execution_id: str) -> Job | None:
+        """Claim for this execution, again until Redis answers: it may have a job since a reply that was lost."""
+        give_up_s = time.monotonic() + _ASK_S
+        while True:
+            with self._changed:
+                idle = not self._drawing
+            models = [card.id for card in self._tools.engine.cards]
+            if not models:
+                return None
+            try:
+                return self._tools.store.claim(self._pool, execution_id, self.agent_id, idle=idle, models=models)
+            except (RedisConnectionError, RedisTimeoutError) as err:
+                # Not for ever: RQ ends a bell by an exception, anywhere. A lease that nobody renews runs out.
+                if self.stopping or time.monotonic() >= give_up_s:
+                    raise
+                log.warning("claim_unanswered", error=type(err).__name__)
+                time.sleep(_RETRY_S)
 
     def _run(self, execution: Execution) -> None:
         try:

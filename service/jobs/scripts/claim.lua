@@ -1,14 +1,11 @@
 -- Gives one job to an execution. The same execution id gets the same job again, so a lost reply costs nothing.
--- ARGV: now, pool, execution id, agent id, lease (ms), '1' if the engine is empty, warm models …
+-- ARGV: now, pool, execution id, agent id, lease (ms), '1' if the engine is empty, models that it holds … (none = any)
 -- Returns {'claimed', field, value, …}, {'empty'}, or {'alone'}: a suspect has waited long enough and needs an
 -- empty engine.
 local now = clock(ARGV[1])
 local pool, execution, agent, lease, idle = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6] == '1'
-local warm, any_warm = {}, false
-for i = 7, #ARGV do
-  warm[ARGV[i]] = true
-  any_warm = true
-end
+local holds = {}
+for i = 7, #ARGV do holds[ARGV[i]] = true end
 
 local function answer(id)
   local reply = redis.call('HGETALL', k('job', id))
@@ -19,12 +16,15 @@ end
 local known = redis.call('HGET', k('executions'), execution)
 if known then return answer(known) end
 
+-- Classes in which nothing waits that can be drawn here.
+local barren = {}
+
 -- The class whose turn it is: the highest that waits, but one that was passed over often enough goes first.
 -- Counting turns instead of seconds keeps a flood of old low jobs from overtaking the high ones for good.
 local function class()
   local chosen
   for _, priority in ipairs(PRIORITIES) do
-    if redis.call('EXISTS', k('active', pool, priority)) == 1 then
+    if not barren[priority] and redis.call('EXISTS', k('active', pool, priority)) == 1 then
       local passed = number(redis.call('HGET', k('pool', pool), 'passed_' .. priority))
       if not chosen or passed >= LIMITS.turns_passed then chosen = priority end
     end
@@ -43,31 +43,54 @@ local function note_turn(chosen)
   redis.call('HDEL', k('pool', pool), 'passed_' .. chosen)
 end
 
--- First come, except that a warm model goes before a cold one and a suspect waits for an empty engine; both may be
--- passed over a bounded number of times.
+-- An entry without a waiting job behind it: somebody else wrote into our Redis. It must not stop the queue.
+local function strike_out(id, priority, tenant)
+  dequeue(id, { pool = pool, priority = priority, tenant = tenant })
+  redis.call('HINCRBY', k('pool', pool), 'queued', -1)
+  redis.call('HINCRBY', k('tenant_counts', tenant), 'queued', -1)
+end
+
+-- First come among what this engine holds; others are for agents that hold the rest. A suspect waits for an empty
+-- engine and is passed over a bounded number of times. Returns the job, or nil and whether a suspect's turn has come.
 local function pick(priority, tenant)
-  local head
+  local suspect
   for _, id in ipairs(redis.call('ZRANGE', k('queue', pool, priority, tenant), 0, LIMITS.window - 1)) do
-    local seen = redis.call('HMGET', k('job', id), 'model', 'suspect', 'passed')
-    local must_be_alone = seen[2] == '1' and not idle
-    local fits = not must_be_alone and (not any_warm or warm[seen[1]])
-    if not head then
-      head = id
-      if fits then return id end
-      if number(seen[3]) >= LIMITS.turns_passed then
-        if must_be_alone then return nil end
+    local seen = redis.call('HMGET', k('job', id), 'status', 'model', 'suspect', 'passed')
+    if seen[1] ~= 'queued' then
+      strike_out(id, priority, tenant)
+    elseif not next(holds) or holds[seen[2]] then
+      if seen[3] ~= '1' or idle then
+        if suspect then redis.call('HINCRBY', k('job', suspect), 'passed', 1) end
         return id
       end
-    elseif fits then
-      redis.call('HINCRBY', k('job', head), 'passed', 1)
-      return id
+      if not suspect and number(seen[4]) >= LIMITS.turns_passed then return nil, true end
+      suspect = suspect or id
     end
   end
-  if head and redis.call('HGET', k('job', head), 'suspect') == '1' and not idle then
-    redis.call('HINCRBY', k('job', head), 'passed', 1)
-    return nil
+  if suspect then redis.call('HINCRBY', k('job', suspect), 'passed', 1) end
+  return nil, false
+end
+
+-- The tenant that has used least of those with something to draw here. Returns tenant, virtual time, weight, job; no
+-- job where a suspect's turn has come; nothing where there is none.
+local function choose(priority)
+  local rank = 0
+  while rank < LIMITS.window do
+    local entry = redis.call('ZRANGE', k('active', pool, priority), rank, rank, 'WITHSCORES')
+    if #entry == 0 then return nil end
+    local tenant, vtime = entry[1], tonumber(entry[2])
+    local settings = redis.call('HMGET', k('tenant', tenant), 'max_running', 'weight')
+    local cap = tonumber(settings[1] or '')
+    if cap and number(redis.call('HGET', k('tenant_counts', tenant), 'running')) >= cap then
+      deactivate(pool, priority, tenant, vtime)
+      redis.call('SADD', k('tenant_held', tenant), pool .. ' ' .. priority)
+    else
+      local id, alone = pick(priority, tenant)
+      if id or alone then return tenant, vtime, math.max(number(settings[2] or '1'), 0.001), id end
+      if redis.call('ZSCORE', k('active', pool, priority), tenant) then rank = rank + 1 end
+    end
   end
-  return head
+  return nil
 end
 
 local function expired(id, job)
@@ -80,16 +103,12 @@ end
 while true do
   local priority = class()
   if not priority then return { 'empty' } end
-  local first = redis.call('ZRANGE', k('active', pool, priority), 0, 0, 'WITHSCORES')
-  local tenant, vtime = first[1], tonumber(first[2])
-  local settings = redis.call('HMGET', k('tenant', tenant), 'max_running', 'weight')
-  local cap = tonumber(settings[1] or '')
-  if cap and number(redis.call('HGET', k('tenant_counts', tenant), 'running')) >= cap then
-    deactivate(pool, priority, tenant, vtime)
-    redis.call('SADD', k('tenant_held', tenant), pool .. ' ' .. priority)
+  local tenant, vtime, weight, id = choose(priority)
+  if not tenant then
+    barren[priority] = true
+  elseif not id then
+    return { 'alone' }
   else
-    local id = pick(priority, tenant)
-    if not id then return { 'alone' } end
     local job = read(id)
     if not expired(id, job) then
       note_turn(priority)
@@ -97,7 +116,7 @@ while true do
       redis.call('ZREMRANGEBYSCORE', k('idle', pool, priority), '-inf', vtime)
       -- A job is paid for once, however often it has to be started.
       local price = 0
-      if job.charged ~= '1' then price = number(job.cost) / math.max(number(settings[2] or '1'), 0.001) end
+      if job.charged ~= '1' then price = number(job.cost) / weight end
       redis.call('ZADD', k('active', pool, priority), vtime + price, tenant)
       dequeue(id, job)
       change(id, job, 'running', {
