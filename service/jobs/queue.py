@@ -82,6 +82,10 @@ class BellWorker(SimpleWorker):
 
     on_stop: Callable[[], None] | None = None
 
+    #: s; its own are doubled up to a minute, which jobs would wait for after an outage of Redis.
+    exponential_backoff_factor = 1.0
+    max_connection_wait_time = 1.0
+
     def handle_warm_shutdown_request(self) -> None:
         """RQ's own hook of its signal handler."""
         super().handle_warm_shutdown_request()
@@ -117,9 +121,9 @@ def answer_bells(
     """
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
-        while not stopping():
-            # RQ's handlers stay between two workers, and raise where they find no job under way.
-            with suppress(StopRequested):
+        # RQ's handlers stay between two workers, and raise, anywhere, where they find no job under way.
+        with suppress(StopRequested):
+            while not stopping():
                 try:
                     make_worker(connection, pool, on_stop=stop).work(logging_level="WARNING")
                 except (RedisError, OSError) as err:

@@ -71,15 +71,32 @@ def test_an_unmeasured_phase_gets_the_operators_patience_and_a_measured_one_twen
     assert clock.limit_s("m", "decode", 4096) == 30
 
 
+LEASE_S = LEASE_MS // 1000
+
+
+def looks(patience: Patience, first_s: int, last_s: int, *, uptime_s: float) -> int | None:
+    """Look once a second; return when leases may be taken back. `uptime_s` is Redis' at second 0."""
+    for now_s in range(first_s, last_s + 1):
+        if patience.may_take_back(now_s=now_s, uptime_s=uptime_s + now_s):
+            return now_s
+    return None
+
+
 def test_leases_are_not_taken_back_before_redis_was_up_and_seen_for_one_lease() -> None:
-    lease_s = LEASE_MS / 1000
+    assert looks(Patience(), 0, LEASE_S + 5, uptime_s=1e6) == LEASE_S
+    assert looks(Patience(), 0, LEASE_S + 5, uptime_s=-3) == LEASE_S + 4
+
+
+@pytest.mark.parametrize(
+    ("pause_s", "leap_s"), [(20, 0), (0, 20), (0, -20)], ids=["paused", "Redis' clock leaps ahead", "or back"]
+)
+def test_after_a_pause_or_a_leap_of_the_clock_leases_get_their_time_again(pause_s: int, leap_s: int) -> None:
     patience = Patience()
-    assert not patience.may_take_back(now_s=100, uptime_s=1e6)
-    assert not patience.may_take_back(now_s=100 + lease_s - 1, uptime_s=1e6)
-    assert not patience.may_take_back(now_s=100 + lease_s, uptime_s=lease_s)
-    assert patience.may_take_back(now_s=100 + lease_s, uptime_s=lease_s + 1)
+    assert looks(patience, 0, LEASE_S, uptime_s=1e6) == LEASE_S
+    again_s = LEASE_S + 1 + pause_s
+    assert looks(patience, again_s, again_s + LEASE_S, uptime_s=1e6 + leap_s) == again_s + LEASE_S
     patience.lost()
-    assert not patience.may_take_back(now_s=100 + 2 * lease_s, uptime_s=1e6)
+    assert not patience.may_take_back(now_s=again_s + LEASE_S + 1, uptime_s=1e6)
 
 
 def test_the_engine_sees_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:

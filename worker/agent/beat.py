@@ -140,5 +140,9 @@ class Beat:
     def _erase(self) -> None:
         while not self._stopped.wait(_REAP_S):
             for prefix in self._store.due_erasures():
-                self._storage.delete_prefix(prefix)
+                try:
+                    self._storage.delete_prefix(prefix)
+                except ValueError:
+                    # Somebody else wrote into our Redis; the others are still to be erased.
+                    log.error("prefix_refused")
                 self._store.forget(prefix)
