@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_REDIS_FORM = "must look like redis://:password@host:6379/0, rediss://… or unix:///path"
+_S3_FORM = "must look like https://s3.example:8333"
 
 
 class RedisSettings(BaseSettings):
@@ -15,6 +19,13 @@ class RedisSettings(BaseSettings):
 
     #: `redis://`, `rediss://` or `unix://`. Redis ≥ 6.2 or Valkey, one primary, with AOF on.
     url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+
+    @field_validator("url")
+    @classmethod
+    def _is_of_redis(cls, url: SecretStr) -> SecretStr:
+        if not _is_redis_url(url.get_secret_value()):
+            raise ValueError(_REDIS_FORM)
+        return url
 
 
 class StorageSettings(BaseSettings):
@@ -34,6 +45,13 @@ class StorageSettings(BaseSettings):
     #: s; a link is a bearer secret, so it is short.
     link_ttl_s: int = Field(default=3600, ge=60, le=3600)
 
+    @field_validator("endpoint", "public_endpoint")
+    @classmethod
+    def _is_of_a_server(cls, url: str | None) -> str | None:
+        if url is not None and not _names_a_host(url, {"http", "https"}):
+            raise ValueError(_S3_FORM)
+        return url
+
 
 class LogSettings(BaseSettings):
     """How events are written to stderr."""
@@ -44,3 +62,21 @@ class LogSettings(BaseSettings):
     log: Literal["console", "json"] = "console"
     #: Least severe level that is written.
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def _is_redis_url(url: str) -> bool:
+    if url.startswith("unix://"):
+        return url.removeprefix("unix://").startswith("/")
+    if not _names_a_host(url, {"redis", "rediss"}):
+        return False
+    database = urlsplit(url).path.strip("/")
+    return database == "" or (database.isascii() and database.isdigit())
+
+
+def _names_a_host(url: str, schemes: set[str]) -> bool:
+    """Tell whether a URL has one of these schemes, a host, and a port that is one (or none)."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

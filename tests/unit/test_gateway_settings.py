@@ -25,6 +25,13 @@ def test_without_variables_it_listens_on_loopback_and_asks_for_keys(monkeypatch:
         ("DARKROOM_BODY_LIMIT_BYTES", "1", "DARKROOM_BODY_LIMIT_BYTES: "),
         ("DARKROOM_LOG", "xml", "DARKROOM_LOG: "),
         ("DARKROOM_S3_LINK_TTL_S", "999999", "DARKROOM_S3_LINK_TTL_S: "),
+        ("DARKROOM_REDIS_URL", "http://:pass@example", "DARKROOM_REDIS_URL: must look like redis://"),
+        ("DARKROOM_REDIS_URL", "redis://:pass@example:port/0", "DARKROOM_REDIS_URL: must look like redis://"),
+        ("DARKROOM_REDIS_URL", "redis://:pass@[::1/0", "DARKROOM_REDIS_URL: must look like redis://"),
+        ("DARKROOM_REDIS_URL", "redis://example/first", "DARKROOM_REDIS_URL: must look like redis://"),
+        ("DARKROOM_REDIS_URL", "unix://run.sock", "DARKROOM_REDIS_URL: must look like redis://"),
+        ("DARKROOM_S3_ENDPOINT", "example:8333", "DARKROOM_S3_ENDPOINT: must look like https://"),
+        ("DARKROOM_S3_PUBLIC_ENDPOINT", "https://:8333", "DARKROOM_S3_PUBLIC_ENDPOINT: must look like https://"),
         ("DARKROOM_RETAIN_S", "99999999999", "DARKROOM_RETAIN_S: must not be more than DARKROOM_RETAIN_MAX_S"),
     ],
 )
@@ -37,6 +44,16 @@ def test_a_malformed_value_is_one_line_that_names_the_variable(
     assert str(caught.value).startswith(named)
     assert "\n" not in str(caught.value)
     assert value not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://example", "redis://:p%40ss@10.0.0.1:6380/15", "rediss://u:p@example:6379", "redis://[::1]:6379/0",
+     "unix:///run/valkey.sock?db=2", "redis://example:6379/?protocol=3"],
+)  # fmt: skip
+def test_addresses_that_redis_py_takes_are_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("DARKROOM_REDIS_URL", url)
+    assert GatewaySettings.from_environment().redis.url.get_secret_value() == url
 
 
 def test_auth_none_is_refused_where_others_could_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
