@@ -145,8 +145,8 @@ def _headers(err: DarkroomError) -> dict[str, str]:
             headers["WWW-Authenticate"] = 'Bearer realm="darkroom"'
         case MethodNotAllowed():
             headers["Allow"] = err.allow
-        case errors.RequestTooLarge() | errors.RequestTimedOut():
-            # The rest of the body is not wanted.
+        case errors.RequestTimedOut():
+            # Its rest is not waited for. (What is too large is let come, unread: whoever is cut off hears no answer.)
             headers["Connection"] = "close"
         case errors.LimitReached() | errors.Overloaded() | errors.Unavailable():
             headers["Retry-After"] = str(err.retry_after_s)

@@ -30,7 +30,7 @@ def test_without_variables_it_listens_on_loopback_and_asks_for_keys(monkeypatch:
         ("DARKROOM_REDIS_URL", "redis://:pass@[::1/0", "DARKROOM_REDIS_URL: must look like redis://"),
         ("DARKROOM_REDIS_URL", "redis://example/first", "DARKROOM_REDIS_URL: must look like redis://"),
         ("DARKROOM_REDIS_URL", "unix://run.sock", "DARKROOM_REDIS_URL: must look like redis://"),
-        ("DARKROOM_S3_ENDPOINT", "example:8333", "DARKROOM_S3_ENDPOINT: must look like https://"),
+        ("DARKROOM_S3_ENDPOINT", "s3.internal:8333", "DARKROOM_S3_ENDPOINT: must look like https://"),
         ("DARKROOM_S3_PUBLIC_ENDPOINT", "https://:8333", "DARKROOM_S3_PUBLIC_ENDPOINT: must look like https://"),
         ("DARKROOM_RETAIN_S", "99999999999", "DARKROOM_RETAIN_S: must not be more than DARKROOM_RETAIN_MAX_S"),
     ],
