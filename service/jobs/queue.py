@@ -78,9 +78,10 @@ def _as_stored(value: str | bytes | int) -> str | bytes:
 
 
 class BellWorker(SimpleWorker):
-    """A stock RQ worker that also says when it was told to stop: a bell may be waiting for room just then."""
+    """A stock RQ worker that says when it was told to stop, and hears when that was before its own handlers stood."""
 
     on_stop: Callable[[], None] | None = None
+    is_stopping: Callable[[], bool] | None = None
 
     #: s; its own are doubled up to a minute, which jobs would wait for after an outage of Redis.
     exponential_backoff_factor = 1.0
@@ -90,7 +91,14 @@ class BellWorker(SimpleWorker):
         """RQ's own hook of its signal handler."""
         super().handle_warm_shutdown_request()
         if self.on_stop is not None:
+            # A bell may be waiting for room just then.
             self.on_stop()
+
+    def check_for_suspension(self, burst: bool) -> None:
+        """RQ's own look before every bell, the first one just after its signal handlers were installed."""
+        if self.is_stopping is not None and self.is_stopping():
+            raise StopRequested
+        super().check_for_suspension(burst)
 
 
 def make_worker(connection: Redis, pool: str, *, on_stop: Callable[[], None] | None = None) -> BellWorker:
@@ -125,7 +133,9 @@ def answer_bells(
         with suppress(StopRequested):
             while not stopping():
                 try:
-                    make_worker(connection, pool, on_stop=stop).work(logging_level="WARNING")
+                    worker = make_worker(connection, pool, on_stop=stop)
+                    worker.is_stopping = stopping
+                    worker.work(logging_level="WARNING")
                 except (RedisError, OSError) as err:
                     log.warning("bells_interrupted", error=type(err).__name__)
                 if not stopping():

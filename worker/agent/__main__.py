@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import sys
+import threading
 import time
 from types import FrameType
 
@@ -30,6 +32,8 @@ log = structlog.get_logger("worker.agent")
 
 #: s between two looks at the stop flag outside RQ's own loop.
 _GLANCE_S = 0.2
+#: s after the grace period for handing back and saying good-bye; with the default grace below Kubernetes' 30 s.
+_GOODBYE_S = 4.0
 
 
 class Agent:
@@ -59,6 +63,7 @@ class Agent:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         log.info("agent_started", agent_id=self.slots.agent_id, pool=self._settings.agent.pool)
+        threading.Thread(target=self._leave_in_time, name="last-call", daemon=True).start()
         self._engine.start()
         self._beat.start()
         failed = not self._wait_for_engine()
@@ -94,6 +99,14 @@ class Agent:
         self._decoders.close()
         self._beat.stop()
         log.info("agent_stopped", agent_id=self.slots.agent_id)
+
+    def _leave_in_time(self) -> None:
+        """End the process when its time is up, whatever still waits for a Redis that hangs: leases run out."""
+        while not self.slots.stopping:
+            time.sleep(_GLANCE_S)
+        time.sleep(self._settings.agent.drain_s + _GOODBYE_S)
+        log.error("agent_left_without_goodbye", agent_id=self.slots.agent_id)
+        os._exit(1)
 
     def _engine_changed(self) -> None:
         self.slots.engine_changed()
