@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from service.contract.errors import Unauthenticated
 from service.generations.cancel import CancelGeneration
 from service.generations.erase import EraseGeneration
 from service.generations.listing import ListGenerations
@@ -45,6 +46,10 @@ def gateway_of(request: Request) -> Gateway:
 
 async def caller_of(request: Request) -> Caller:
     """Return who calls; raises `Unauthenticated` or `Unavailable`."""
-    caller = await gateway_of(request).authenticator.caller(request.headers.get("authorization"))
+    headers = request.headers.getlist("authorization")
+    if len(headers) > 1:
+        # Whatever stands in front of us may have looked at the other one.
+        raise Unauthenticated("Send one Authorization header.")
+    caller = await gateway_of(request).authenticator.caller(headers[0] if headers else None)
     bind_tenant(caller.tenant)
     return caller

@@ -6,7 +6,7 @@ resolves to 127.0.0.1 (DNS rebinding: its Host gives it away).
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import re
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,7 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.contract.errors import Forbidden, UnsupportedMedia
 from service.settings.gateway import is_loopback
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+_HTTP_PORT = 80
+#: A Host header: a name or an address of either family, and a port. Nothing that two readers could take differently.
+_HOST = re.compile(r"(?P<name>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[1-9][0-9]{0,4}))?")
 
 
 class LoopbackOnly:
@@ -36,7 +38,7 @@ def check_local(headers: Headers, *, method: str, port: int | None) -> None:
     `port`: where this gateway listens. Raises `Forbidden`, or `UnsupportedMedia` for a body that a form could send.
     """
     hosts = headers.getlist("host")
-    if len(hosts) != 1 or not _is_ours(f"http://{hosts[0]}", port):
+    if len(hosts) != 1 or not _is_ours(hosts[0], port):
         raise Forbidden("Without keys the Host header must name this machine and port, e.g. 127.0.0.1:8000.")
     origins = headers.getlist("origin")
     if origins and origins != [f"http://{hosts[0]}"]:
@@ -55,11 +57,6 @@ def is_json(content_type: str) -> bool:
     return media.strip().lower() == "application/json" and charset in {"", "charset=utf-8"}
 
 
-def _is_ours(url: str, port: int | None) -> bool:
-    try:
-        parts = urlsplit(url)
-        named_port = parts.port or _DEFAULT_PORTS[parts.scheme]
-    except (ValueError, KeyError):
-        return False
-    plain = not (parts.path or parts.query or parts.fragment or parts.username is not None)
-    return plain and is_loopback(parts.hostname or "") and port in {None, named_port}
+def _is_ours(host: str, port: int | None) -> bool:
+    found = _HOST.fullmatch(host)
+    return found is not None and is_loopback(found["name"]) and port in {None, int(found["port"] or _HTTP_PORT)}

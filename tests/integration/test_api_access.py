@@ -37,6 +37,14 @@ async def test_without_a_valid_key_every_v1_path_is_401(
             assert response.json()["code"] == "unauthenticated"
 
 
+async def test_a_key_beside_another_authorization_is_401(settings: GatewaySettings, redis_client: redis.Redis) -> None:
+    key = make_key(redis_client)
+    async with serving(settings) as api:
+        headers = [("Authorization", f"Bearer {key}"), ("Authorization", "Bearer nonsense")]
+        assert (await api.get("/v1/models", headers=headers)).status_code == 401
+        assert (await api.get("/v1/models", headers=headers[:1])).status_code == 200
+
+
 async def test_without_keys_everybody_on_this_machine_is_the_tenant_local(
     open_settings: GatewaySettings, redis_client: redis.Redis, hand: Hand
 ) -> None:
@@ -65,6 +73,11 @@ async def test_without_keys_hosts_of_this_machine_are_served(
         {"Host": "localhost.evil.example:8000"},
         {"Host": "evil.example@127.0.0.1:8000"},
         {"Host": "127.0.0.1:8000/x"},
+        {"Host": "127.0.0.1:8000#"},
+        {"Host": "127.0.0.1:8000?"},
+        {"Host": "[::1]evil.example:8000"},
+        {"Host": "[::1%25evil]:8000"},
+        {"Host": "127.0.0.1:08000"},
         {"Host": ""},
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
