@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 import redis
 
+from service.cli.embedded import EmbeddedValkey
 from service.settings.groups import RedisSettings, StorageSettings
+from tests.e2e.outages import Outpost
 from tests.e2e.processes import Service
 
 
@@ -27,3 +29,29 @@ def service(
         service.stop()
         client.flushdb()
         client.close()
+
+
+@pytest.fixture(scope="module")
+def _outpost(storage_settings: StorageSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outpost]:
+    valkey = EmbeddedValkey(tmp_path_factory.mktemp("valkey"))
+    valkey.start()
+    outpost = Outpost(valkey, storage_settings, tmp_path_factory.mktemp("outpost"))
+    try:
+        yield outpost
+    finally:
+        outpost.close()
+        valkey.stop()
+
+
+@pytest.fixture
+def outpost(_outpost: Outpost) -> Iterator[Outpost]:
+    """A queue on a disk of its own, and the session's storage; whatever a test does to them, nothing may be left."""
+    yield _outpost
+    _outpost.stop_agents()
+    _outpost.check_nothing_is_left()
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A name for the test's agent, and its log."""
+    return request.node.name

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import boto3
 import redis
 import yaml
 from PIL import Image
@@ -22,6 +23,7 @@ from service.contract.generation import StoredInput
 from service.contract.job import Job
 from service.jobs.commands import SubmitLimits
 from service.jobs.keys import key
+from service.jobs.scripts import ScriptName, script_text
 from service.jobs.store import JobStore
 from service.settings.groups import RedisSettings, StorageSettings
 from service.storage.keys import input_key
@@ -38,10 +40,19 @@ class Outpost:
 
     def __init__(self, valkey: EmbeddedValkey, storage: StorageSettings, folder: Path) -> None:
         self.valkey = valkey
-        self.valkey_url = valkey.url
         self.redis = redis.Redis.from_url(valkey.url, decode_responses=True)
         self.store = JobStore(self.redis)
         self.storage = ObjectStorage(storage)
+        self.bucket = storage.bucket
+        assert storage.access_key
+        assert storage.secret_key
+        self.s3 = boto3.client(
+            "s3",
+            endpoint_url=storage.endpoint,
+            region_name=storage.region,
+            aws_access_key_id=storage.access_key.get_secret_value(),
+            aws_secret_access_key=storage.secret_key.get_secret_value(),
+        )
         self.redis_proxy = Proxy(_port(valkey.url))
         self.storage_proxy = Proxy(_port(str(storage.endpoint)))
         self.folder = folder
@@ -66,12 +77,22 @@ class Outpost:
         self.storage_proxy.cut()
         self.redis.close()
         self.storage.close()
+        self.s3.close()
 
     def agent(self, name: str = "agent", **environment: str) -> subprocess.Popen[bytes]:
         """Start an agent and wait until it has loaded its model."""
         process = self.service.agent(name, **environment)
         wait_for(f"{name} is warm", lambda: self.service.lives(process, name) and "model_loaded" in self.log(name))
         return process
+
+    def stop_agents(self) -> None:
+        self.service.stop()
+        self.service.running.clear()
+
+    def lose_replies(self, script: ScriptName, times: int) -> None:
+        """Have the next `times` replies to a script lost, after it has run."""
+        sha = hashlib.sha1(script_text(script).encode()).hexdigest()
+        self.redis_proxy.lose_replies(sha.encode(), times)
 
     def log(self, name: str = "agent") -> str:
         return (self.folder / f"{name}.log").read_text("utf-8", errors="replace")
@@ -100,15 +121,20 @@ class Outpost:
         self.storage.put(name, data, content_type="image/png", sha256=digest)
         return StoredInput(key=name, format="png", width_px=8, height_px=8, bytes=len(data), sha256=digest)
 
-    def fields(self, job_id: str) -> dict[str, str]:
-        return self.redis.hgetall(key("job", job_id))  # type: ignore[return-value] - the sync client's union
+    def damage(self, job_id: str) -> None:
+        """Write into a record what is none."""
+        self.redis.hset(key("job", job_id), "spec", '{"prompt')
+
+    def job(self, job_id: str) -> Job:
+        job = self.store.get("ada", job_id)
+        assert job is not None
+        return job
 
     def status(self, job_id: str) -> str:
-        return self.fields(job_id)["status"]
+        return str(self.redis.hget(key("job", job_id), "status"))
 
-    def wait_until(self, job_id: str, status: str, timeout_s: float = 60.0) -> dict[str, str]:
+    def wait_until(self, job_id: str, status: str, timeout_s: float = 60.0) -> None:
         wait_for(f"{job_id} is {status}", lambda: self.status(job_id) == status, timeout_s=timeout_s)
-        return self.fields(job_id)
 
     def ended(self, job_ids: Iterable[str], timeout_s: float = 60.0) -> list[str]:
         """Wait until all have ended; return their statuses."""
@@ -126,8 +152,23 @@ class Outpost:
             raise AssertionError(msg) from None
         return [self.status(each) for each in job_ids]
 
+    def check_objects(self, job_ids: Iterable[str]) -> None:
+        """What lies in storage of succeeded jobs is their pictures, no more, no less."""
+        for job in map(self.job, job_ids):
+            keys = [image.key for image in job.images]
+            assert len(keys) == job.spec.num_images
+            wait_for(f"{keys} alone", lambda job=job, keys=keys: self.objects(job.object_prefix) == keys, timeout_s=10)
+
+    def images_metered(self) -> int:
+        """Committed pictures: counted by the script that commits, so what is committed twice is counted twice."""
+        return sum(int(self.redis.hget(day, "images") or 0) for day in self.redis.scan_iter(key("usage", "ada", "*")))
+
+    def objects(self, prefix: str) -> list[str]:
+        found = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix).get("Contents", [])
+        return [str(each["Key"]) for each in found]
+
     def check_nothing_is_left(self) -> None:
-        """Every count is zero, every object belongs to a picture of a succeeded job."""
+        """Every count is zero, no lease and no bell stays."""
         assert self.redis.zcard(key("leases")) == 0
         assert self.redis.hlen(key("executions")) == 0
         counts = self.redis.hmget(key("pool", "default"), "queued", "running")

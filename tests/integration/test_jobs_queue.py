@@ -207,33 +207,6 @@ def test_a_running_cap_holds_a_tenant_back_and_lets_it_go_on(redis_client: redis
     assert third.id == "gen_2"
 
 
-def test_a_job_waits_for_an_agent_that_holds_its_model_and_holds_up_nobody(store: JobStore) -> None:
-    submit(store, "gen_ada_new", model="new")
-    submit(store, "gen_ada_old", model="old")
-    submit(store, "gen_bob_new", model="new", tenant="bob", priority="high")
-    submit(store, "gen_eve_old", model="old", tenant="eve")
-    claimed = [store.claim("default", f"e{number}", "agent", models=["old", "other"]) for number in range(3)]
-    assert [job and job.id for job in claimed] == ["gen_ada_old", "gen_eve_old", None]
-    updated = [store.claim("default", f"u{number}", "updated", models=["new"]) for number in range(3)]
-    assert [job and job.id for job in updated] == ["gen_bob_new", "gen_ada_new", None]
-
-
-def test_an_entry_without_a_document_is_struck_out_and_the_queue_goes_on(
-    redis_client: redis.Redis, store: JobStore
-) -> None:
-    for number in range(12):
-        submit(store, f"gen_{number}")
-    submit(store, "gen_gone", tenant="eve")
-    for lost in ("gen_0", "gen_5", "gen_gone"):
-        redis_client.delete(key("job", lost))
-    claimed = claim_all(store, 20)
-    assert {job.id for job in claimed} == {f"gen_{number}" for number in range(12)} - {"gen_0", "gen_5"}
-    assert redis_client.hget(key("pool", "default"), "queued") == "0"
-    assert redis_client.hget(key("tenant_counts", "eve"), "queued") == "0"
-    assert store.reap(take_back=False).bells == 0
-    assert redis_client.zcard(key("active", "default", "normal")) == 0
-
-
 def test_a_lease_that_ran_out_goes_back_to_the_front_and_the_late_one_is_fenced(store: JobStore, clock: Clock) -> None:
     submit(store, "gen_1")
     submit(store, "gen_2")
