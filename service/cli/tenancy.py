@@ -38,6 +38,7 @@ def add_tenant(
     from service.tenants.records import TenantLimits  # noqa: PLC0415 - a command imports when it runs
     from service.tenants.store import TenantStore  # noqa: PLC0415
 
+    _require_printable("--name", name)
     with _redis() as redis:
         limits = _changed(TenantLimits(), weight, max_queued, max_running, top_priority)
         made = TenantStore(redis).create(tenant, name=name, limits=limits)
@@ -72,6 +73,20 @@ def set_tenant(
     typer.echo(f"Tenant {tenant} changed")
 
 
+@tenants.command("remove")
+def remove_tenant(
+    tenant: TenantId,
+    force: Annotated[bool, typer.Option("--force", help="Cancel its waiting and running generations.")] = False,
+) -> None:
+    """Remove a tenant and all its keys. What it has drawn is erased when its retention is over."""
+    from service.tenants.store import TenantStore  # noqa: PLC0415 - a command imports when it runs
+
+    with _redis() as redis:
+        removed = TenantStore(redis).remove(tenant, force=force)
+    canceled = f", {removed.canceled} generations canceled" if removed.canceled else ""
+    typer.echo(f"Tenant {tenant} removed, {removed.keys} keys revoked{canceled}; ended generations go by their time")
+
+
 @keys.command("create")
 def create_key(
     tenant: TenantId,
@@ -80,6 +95,7 @@ def create_key(
     """Make a key for a tenant and print it; it is shown only now."""
     from service.tenants.store import KeyStore  # noqa: PLC0415 - a command imports when it runs
 
+    _require_printable("--label", label)
     with _redis() as redis:
         made = KeyStore(redis).create(tenant, label=label)
     typer.echo(made.text)
@@ -127,6 +143,13 @@ def _redis() -> Iterator[Redis]:
         raise CommandFailed(msg) from err
     finally:
         client.close()
+
+
+def _require_printable(option: str, text: str) -> None:
+    """Refuse what a terminal would obey, and what is no UTF-8. Raises CommandFailed."""
+    if not text.isprintable():
+        msg = f"{option}: must be one line of printable text."
+        raise CommandFailed(msg, exit_code=2)
 
 
 def _changed(

@@ -11,9 +11,9 @@ from typing import Protocol, cast
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from service.contract.errors import Unauthenticated, Unavailable
+from service.contract.errors import DarkroomError, Unauthenticated, Unavailable
 from service.tenants.key_text import PresentedKey, parse_key
-from service.tenants.records import LOCAL_TENANT, ApiKey, Tenant, TenantLimits, api_key_key, tenant_key
+from service.tenants.records import LOCAL_TENANT, ApiKey, Tenant, TenantError, TenantLimits, api_key_key, tenant_key
 
 #: Keys remembered at once; a flood of invented ones pushes out the oldest, and costs no more memory.
 _REMEMBERED_KEYS = 10_000
@@ -89,6 +89,8 @@ class KeyAuthenticator:
             known = await self._read(presented.id)
         except (RedisError, OSError) as err:
             raise Unavailable("Keys cannot be checked at the moment.") from err
+        except TenantError as err:
+            raise DarkroomError("The record of this key is damaged; the request id finds it.") from err
         self._known[presented.id] = known
         self._known.move_to_end(presented.id)
         while len(self._known) > _REMEMBERED_KEYS:
@@ -102,4 +104,7 @@ class KeyAuthenticator:
             return _Known(None, TenantLimits(), until)
         key = ApiKey.from_hash(key_id, fields)
         tenant = cast("dict[str, str]", await self._redis.hgetall(tenant_key(key.tenant)))
+        if not tenant:
+            # It was removed, or a key was made for it in the same moment.
+            return _Known(None, TenantLimits(), until)
         return _Known(key, Tenant.from_hash(key.tenant, tenant).limits, until)

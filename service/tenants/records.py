@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from redis.typing import EncodableT, FieldT
 
 from service.contract.errors import DarkroomError
@@ -38,7 +38,7 @@ class TenantError(DarkroomError):
 class TenantLimits(BaseModel):
     """What one tenant may take of the whole."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     #: Share of the workers relative to other tenants.
     weight: float = Field(default=1.0, ge=0.01, le=1000)
@@ -57,7 +57,7 @@ class TenantLimits(BaseModel):
 class Tenant(BaseModel):
     """Whom jobs, limits and usage belong to. A tenant has any number of keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     id: TenantId
     #: For people; free text.
@@ -76,25 +76,29 @@ class Tenant(BaseModel):
 
     @classmethod
     def from_hash(cls, tenant_id: str, fields: Mapping[str, str]) -> Tenant:
-        """Read what `to_hash` wrote."""
-        limits = {field: fields[field] for field in TenantLimits.model_fields if field in fields}
-        return cls(
-            id=tenant_id,
-            name=fields.get("name", ""),
-            created_ms=int(fields.get("created_ms", "0")),
-            limits=TenantLimits.model_validate(limits),
-        )
+        """Read what `to_hash` wrote; raises `TenantError` for what it did not."""
+        try:
+            return cls.model_validate(
+                {
+                    "id": tenant_id,
+                    "name": fields.get("name", ""),
+                    "created_ms": fields.get("created_ms", "0"),
+                    "limits": {field: fields[field] for field in TenantLimits.model_fields if field in fields},
+                }
+            )
+        except ValidationError as err:
+            raise _damaged(tenant_key(tenant_id), err) from err
 
 
 class ApiKey(BaseModel):
     """A key as stored: the secret itself is nowhere."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     id: str
-    tenant: str
+    tenant: TenantId
     #: Lower-case hex.
-    secret_sha256: str
+    secret_sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     created_ms: int
     #: For people; free text.
     label: str = ""
@@ -108,8 +112,17 @@ class ApiKey(BaseModel):
 
     @classmethod
     def from_hash(cls, key_id: str, fields: Mapping[str, str]) -> ApiKey:
-        """Read what `to_hash` wrote."""
-        return cls.model_validate({"id": key_id, **fields})
+        """Read what `to_hash` wrote; raises `TenantError` for what it did not."""
+        try:
+            return cls.model_validate({"id": key_id, **fields})
+        except ValidationError as err:
+            raise _damaged(api_key_key(key_id), err) from err
+
+
+def _damaged(redis_key: str, err: ValidationError) -> TenantError:
+    """Somebody else wrote into our Redis: say where, not what."""
+    field = str(err.errors(include_url=False, include_input=False)[0]["loc"][-1])
+    return TenantError(f"the record {redis_key} in Redis is damaged: see its field {field[:64]}")
 
 
 def tenant_key(tenant_id: str) -> str:
