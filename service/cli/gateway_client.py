@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -37,10 +39,13 @@ class GatewayClient:
     """Calls of `/v1`. Every method raises GatewayRefused or GatewayUnreachable."""
 
     def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 30.0) -> None:
-        self._url = url.rstrip("/")
-        if urlsplit(self._url).scheme not in {"http", "https"}:
+        if not _is_address(url):
             msg = f"{url!r} is no address of a gateway; it looks like http://127.0.0.1:8000."
             raise CommandFailed(msg, exit_code=2)
+        if key is not None and not (key.isascii() and key.isprintable()):
+            msg = "This is no API key: one looks like dk_…, without spaces or line breaks."
+            raise CommandFailed(msg, exit_code=2)
+        self._url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # A proxy of the environment is for other machines.
         environment = not _is_this_machine(self._url)
@@ -54,7 +59,12 @@ class GatewayClient:
 
     def submit(self, body: Mapping[str, Any]) -> Resource:
         """POST a generation; returns the resource."""
-        return self._call("POST", "/v1/generations", json=dict(body))
+        try:
+            content = json.dumps(dict(body), allow_nan=False, ensure_ascii=False).encode()
+        except ValueError as err:  # UnicodeEncodeError too
+            msg = "This cannot be sent: a number must be finite, and a text must be UTF-8."
+            raise CommandFailed(msg, exit_code=2) from err
+        return self._call("POST", "/v1/generations", content=content, headers={"Content-Type": "application/json"})
 
     def generation(self, generation_id: str) -> Resource:
         """Return the resource as it is now."""
@@ -125,12 +135,22 @@ def _explain(response: httpx.Response) -> str:
         fields = [_field_line(each) for each in problem.get("errors") or []]
     except (ValueError, AttributeError, KeyError):
         return f"{response.request.url} answered HTTP {response.status_code}"
+    if response.status_code == HTTPStatus.UNAUTHORIZED:
+        detail += " Pass --key, or set DARKROOM_KEY."
     return "\n".join([detail, *fields])
 
 
 def _field_line(error: Mapping[str, Any]) -> str:
     name = str(error.get("pointer", "")).removeprefix("#").strip("/") or "request"
     return f"  {name}: {error.get('detail') or error.get('message')}"
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _is_this_machine(url: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def request_body(wish: Wish, output: Path, image: Path | None, mask: Path | None
 
 def generate(client: GatewayClient, body: dict[str, Any], output: Path, terminal: Terminal) -> list[Path]:
     """Draw and save; returns the files. Ctrl-C cancels the job on the server. Raises CommandFailed."""
+    _require_writable(output)
     with StopRequest.listening() as stop:
         follower = Follower(client, stop)
         try:
@@ -64,6 +66,22 @@ def generate(client: GatewayClient, body: dict[str, Any], output: Path, terminal
             msg = "Canceled."
             raise CommandFailed(msg, exit_code=128 + err.signal_number) from err
         return follower.save(resource, output)
+
+
+def _require_writable(output: Path) -> None:
+    """Make the folder, and refuse before anything is drawn what could not be saved. Raises CommandFailed."""
+    reason = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        reason = err.strerror
+    if output.is_dir():
+        reason = "it is a folder"
+    elif reason is None and not os.access(output if output.exists() else output.parent, os.W_OK):
+        reason = "Permission denied"
+    if reason:
+        msg = f"{output} cannot be written: {reason}."
+        raise CommandFailed(msg, exit_code=2)
 
 
 def _inline(path: Path) -> dict[str, str]:

@@ -34,9 +34,13 @@ class StopRequest:
     @classmethod
     @contextlib.contextmanager
     def listening(cls) -> Iterator[StopRequest]:
-        """Take SIGINT, SIGTERM and SIGHUP over; main thread only. Nested or after another one: a defect."""
+        """Take SIGINT, SIGTERM and SIGHUP over; main thread only. Nested or after another one: a defect.
+
+        A SIGHUP that is ignored stays so: that is what `nohup` is for.
+        """
         request = cls()
-        earlier = {number: signal.signal(number, request._note) for number in _SIGNALS}
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set[signal.Signals]()
+        earlier = {number: signal.signal(number, request._note) for number in _SIGNALS if number not in ignored}
         try:
             yield request
         finally:

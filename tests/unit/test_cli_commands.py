@@ -40,6 +40,19 @@ def test_command_without_words_shows_its_commands() -> None:
         (["generate", "x", "--url", "http://127.0.0.1:1"], {}, 3, "No gateway answers at http://127.0.0.1:1"),
         (["generate", "x"], {"DARKROOM_URL": "http://127.0.0.1:1"}, 3, "No gateway answers at http://127.0.0.1:1"),
         (["generate", "x", "--url", "ftp://127.0.0.1"], {}, 2, "is no address of a gateway"),
+        (["generate", "x", "--url", "http://"], {}, 2, "is no address of a gateway"),
+        (["generate", "x", "--url", "http://[::1"], {}, 2, "is no address of a gateway"),
+        (["generate", "x", "--url", "http://127.0.0.1:99999"], {}, 2, "is no address of a gateway"),
+        (["generate", "x", "--key", "dk_é"], {}, 2, "This is no API key"),
+        (["generate", "x", "--key", "dk_secret\nX: y"], {}, 2, "This is no API key"),
+        (["generate", "x", "--guidance", "nan", "--url", "http://127.0.0.1:1"], {}, 2, "a number must be finite"),
+        (["generate", "\udcff", "--url", "http://127.0.0.1:1"], {}, 2, "a text must be UTF-8"),
+        (["generate", "x", "-o", "/proc/nowhere/x.png"], {}, 2, "cannot be written"),
+        (["tenants", "add", "a", "--name", "\udcff"], {}, 2, "--name: must be one line of printable text"),
+        (["keys", "create", "a", "--label", "\x1b[31m"], {}, 2, "--label: must be one line of printable text"),
+        (["tenants", "list"], {"DARKROOM_REDIS_URL": "http://:pass@a"}, 1, "DARKROOM_REDIS_URL: must look like"),
+        (["gateway"], {"DARKROOM_S3_ENDPOINT": "s3"}, 1, "DARKROOM_S3_ENDPOINT: must look like"),
+        (["worker"], {"DARKROOM_REDIS_URL": "redis://a:b"}, 1, "DARKROOM_REDIS_URL: must look like"),
         (["generate", "x", "-o", "out.gif"], {}, 2, "must end in .png"),
         (["generate", "x", "--image", "/nowhere/at/all.png"], {}, 2, "cannot be read"),
         (["generate", "x", "--mask", "/nowhere.png"], {}, 2, "--mask needs --image"),
@@ -56,6 +69,7 @@ def test_failure_is_one_line_and_an_exit_code(
     assert (done.returncode, done.stdout) == (exit_code, "")
     assert sentence in done.stderr
     assert done.stderr.count("\n") == 1
+    assert "secret" not in done.stderr
 
 
 def test_missing_extra_is_one_line() -> None:
@@ -122,3 +136,20 @@ def test_tenant_gets_a_key_that_is_shown_once_and_can_be_revoked(valkey_url: str
     assert darkroom("keys", "revoke", key_id, **redis).returncode == 0
     assert "revoked" in darkroom("keys", "list", "shop", **redis).stdout
     assert darkroom("keys", "create", "nobody", **redis).returncode == 1
+
+    removed = darkroom("tenants", "remove", "shop", **redis)
+    assert removed.stdout == "Tenant shop removed, 1 keys revoked; ended generations go by their time\n"
+    assert darkroom("tenants", "remove", "shop", **redis).returncode == 1
+    assert "shop" not in darkroom("tenants", "list", **redis).stdout
+
+
+def test_a_folder_is_no_file_to_write_a_picture_to(tmp_path: Path) -> None:
+    (tmp_path / "x.png").mkdir()
+    done = darkroom("generate", "x", "-o", str(tmp_path / "x.png"), "--url", "http://127.0.0.1:1")
+    assert (done.returncode, "cannot be written" in done.stderr) == (2, True)
+
+
+def test_doctor_names_a_malformed_address() -> None:
+    done = darkroom("doctor", DARKROOM_S3_ENDPOINT="s3.internal", COLUMNS="300")
+    assert "DARKROOM_S3_ENDPOINT: must look like" in done.stdout
+    assert "Traceback" not in done.stderr

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -114,8 +114,16 @@ def test_log_of_the_start_before_is_kept(tmp_path: Path) -> None:
         assert (home.logs / "worker.log.1").read_text() == "first"
 
 
+@pytest.fixture
+def default_hangup() -> Iterator[None]:
+    """SIGHUP as a terminal's processes have it, also where the tests run under `nohup`."""
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, earlier)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_stop_request_ends_a_wait_at_once_and_nothing_else(number: signal.Signals) -> None:
+def test_stop_request_ends_a_wait_at_once_and_nothing_else(number: signal.Signals, default_hangup: None) -> None:
     with StopRequest.listening() as stop:
         stop.check()
         os.kill(os.getpid(), number)
@@ -125,3 +133,11 @@ def test_stop_request_ends_a_wait_at_once_and_nothing_else(number: signal.Signal
         assert time.monotonic() - started < 5
         with pytest.raises(Stopped):
             stop.check()
+
+
+def test_hangup_that_nohup_ignores_stays_ignored(default_hangup: None) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest.listening() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        stop.wait(0.1)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
