@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -97,3 +98,29 @@ def test_any_other_request_id_is_replaced(given: str | None) -> None:
     fresh = request_id_from(given)
     assert fresh.startswith("req_")
     assert fresh != request_id_from(given)
+
+
+def test_a_log_that_nobody_takes_fails_nothing() -> None:
+    """As on a full disk, or in `darkroom gateway 2>&1 | head -1`."""
+    code = """
+        import logging, structlog
+        from service.telemetry.logs import configure_logging
+        configure_logging("json", "info")
+        structlog.get_logger().info("told_to_nobody")
+        logging.getLogger("library").warning("told to nobody")
+        print("went on")
+    """
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=writer,
+            text=True,
+            timeout=30,
+        )
+    finally:
+        os.close(writer)
+    assert done.stdout == "went on\n"
