@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 import typer.main
+from pydantic_settings import BaseSettings
 
 from service.api.problems import STATUSES
 from service.cli.commands import app
 from service.contract.catalog import CatalogEntry, Limits, SamplingDefaults
 from service.contract.errors import RETRYABLE_FAILURES, FailureCode
+from service.settings.cli import ClientSettings, UpSettings
+from service.settings.gateway import AdmissionSettings, AuthSettings, HttpSettings
+from service.settings.groups import LogSettings, RedisSettings, StorageSettings
+from service.settings.worker import AgentSettings
 from tests.architecture.repository import ROOT, name_of, text_of, tracked_files
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -134,3 +139,21 @@ def test_variables_of_the_documents_are_read_by_a_settings_class() -> None:
             fields = [variable.removeprefix(prefix).lower() for prefix in prefixes if variable.startswith(prefix)]
             read = variable in settings or any(re.search(rf"^    {field}:", settings, re.MULTILINE) for field in fields)
             assert read, f"{name_of(path)} names {variable}"
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        AdmissionSettings, AgentSettings, AuthSettings, ClientSettings, HttpSettings, LogSettings, RedisSettings,
+        StorageSettings, UpSettings,
+    ],
+)  # fmt: skip
+def test_every_setting_is_documented(group: type[BaseSettings]) -> None:
+    text = (ROOT / "docs/operations.md").read_text("utf-8")
+    prefix = group.model_config.get("env_prefix", "")
+    #: Told by their short names.
+    short = {"DARKROOM_PORT": "PORT", "DARKROOM_AUTH": "AUTH"}
+    #: For fault campaigns, as its own comment says.
+    internal = {"DARKROOM_ENGINE_MODULE"}
+    names = {f"{prefix}{name}".upper() for name in group.model_fields} - internal
+    assert {name for name in names if f"`{short.get(name, name)}`" not in text} == set()
