@@ -24,6 +24,8 @@ DEFAULT_PROMPT = "a red apple, 3d render"
 _LISTEN_TIMEOUT_S = 60.0
 #: s that Redis and storage get to answer once a model is warm; a server of one's own may be starting too.
 _READY_TIMEOUT_S = 20.0
+#: s of loading after which people are told where to look: the worker may fetch gigabytes, or fail over and over.
+_HINT_S = 15.0
 _TICK_S = 0.1
 #: s between SIGTERM and SIGKILL; a job that does not end within them is drawn at the next start.
 _GATEWAY_GRACE_S, _WORKER_GRACE_S = 3, 5
@@ -167,8 +169,12 @@ class LocalService:
 
     def _wait_for_model(self, doing: Callable[[str], None]) -> None:
         """Wait as long as the worker lives: reading a large model, or fetching it from the hub, takes its time."""
+        hint_at = time.monotonic() + _HINT_S
         try:
             while not self._client.warm_models():
+                if time.monotonic() > hint_at:
+                    hint_at = float("inf")
+                    self._terminal.say(f"  The worker is still loading; its log is {self._home.logs / 'worker.log'}")
                 self._tick()
         except GatewayRefused as err:
             raise self._unready(err.message) from err

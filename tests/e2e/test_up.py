@@ -225,6 +225,14 @@ def test_model_that_cannot_be_loaded_is_told_with_the_workers_last_words(
     assert "./nowhere" in up.output
 
 
+def test_long_loading_is_told_with_where_to_look(start: Callable[..., Up]) -> None:
+    """An engine that ends at once is started again for ever."""
+    up = start(DARKROOM_ENGINE_MODULE="this")
+    up.wait_for("The worker is still loading; its log is ")
+    assert up.output.count("still loading") == 1
+    assert up.end(signal.SIGINT) == 130
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", ["Valkey", "SeaweedFS", "Gateway"])
 def test_stop_during_the_start_leaves_nothing(start: Callable[..., Up], moment: str, number: signal.Signals) -> None:
