@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -116,11 +116,21 @@ class Page:
     next: str | None
 
 
+def bell_arguments(description: str = "again") -> list[Argument]:
+    """Return the bell that a script may ring, as often as it has to: each time with another id, in any pool."""
+    fields = bell_fields(description)
+    return [bell_id(f"{secrets.token_hex(8)}-"), len(fields), *fields]
+
+
+def claim_arguments(models: Collection[str], warm: Collection[str]) -> list[Argument]:
+    """Return the models part of `claim`'s ARGV."""
+    return [len(models), *models, *warm]
+
+
 def submit_arguments(
     job: Job, *, idempotency: Idempotency | None, limits: SubmitLimits, inputs_prefix: str | None
 ) -> list[Argument]:
     """Return ARGV of `submit`, without the clock."""
-    bell = bell_fields(job.pool, job.id)
     document = [item for pair in documents.encode(job).items() for item in pair]
     return [
         job.id,
@@ -130,9 +140,7 @@ def submit_arguments(
         "" if limits.tenant_queued is None else limits.tenant_queued,
         limits.pool_queued,
         inputs_prefix or "",
-        bell_id(job.id),
-        len(bell),
-        *bell,
+        *bell_arguments(job.id),
         *document,
     ]
 
@@ -169,13 +177,14 @@ def commit_arguments(job_id: str, execution_id: str, outcome: Outcome) -> list[A
         outcome.status,
         len(outcome.images),
         gpu_ms,
+        *bell_arguments(),
         *[item for name, value in fields.items() for item in (name, documents.encode_field(name, value))],
     ]
 
 
 def reap_arguments(*, take_back: bool, limit: int) -> list[Argument]:
-    """Return ARGV of `reap`, without the clock. The script writes each bell's own pool over the template's."""
-    return ["1" if take_back else "0", limit, bell_id(f"{secrets.token_hex(6)}-"), *bell_fields("default", "again")]
+    """Return ARGV of `reap`, without the clock."""
+    return ["1" if take_back else "0", limit, *bell_arguments()]
 
 
 def registered_models(cards: Mapping[str, str], agents: Iterable[str | None]) -> list[RegisteredModel]:

@@ -46,21 +46,21 @@ def bell_id(mark: str) -> str:
     return f"bell-{mark}"
 
 
-def bell_fields(pool: str, description: str) -> list[str | bytes]:
-    """Return one bell as field, value, … the way RQ 2.12 stores a queued job."""
+def bell_fields(description: str) -> list[str | bytes]:
+    """Return one bell as field, value, … the way RQ 2.12 stores a queued job; the script writes its pool over it."""
     moment = utcformat(now())
-    fields = dict(_template(pool))
+    fields = dict(_template())
     fields.update(description=description, created_at=moment, enqueued_at=moment)
     return [item for pair in fields.items() for item in pair]
 
 
 @cache
-def _template(pool: str) -> tuple[tuple[str, str | bytes], ...]:
+def _template() -> tuple[tuple[str, str | bytes], ...]:
     bell = Bell.create(
         func=BELL_FUNCTION,
         connection=Redis(),  # rq wants one; nothing is sent through it, the script does the writing
         id=bell_id("template"),
-        origin=queue_name(pool),
+        origin=queue_name("any"),
         serializer=JSONSerializer,
         timeout=BELL_TIMEOUT_S,
         result_ttl=0,

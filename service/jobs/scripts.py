@@ -13,7 +13,7 @@ from service.contract.job import PRIORITIES, TERMINAL, TRANSITIONS
 from service.jobs.keys import KEYS
 
 ScriptName = Literal[
-    "submit", "claim", "renew", "commit", "release", "reap", "cancel", "erase", "due_erasures", "forget"
+    "submit", "claim", "renew", "commit", "release", "reap", "cancel", "erase", "due_erasures", "forget", "unhold"
 ]
 SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = (
     "submit",
@@ -26,6 +26,7 @@ SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = (
     "erase",
     "due_erasures",
     "forget",
+    "unhold",
 )
 
 LIMITS: Final[dict[str, int]] = {

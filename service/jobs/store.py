@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import cast
 
 from redis import Redis
@@ -48,13 +48,22 @@ class JobStore:
         return commands.submission(cast("list[str]", self._run("submit", arguments)))
 
     def claim(
-        self, pool: str, execution_id: str, agent_id: str, *, idle: bool = True, models: Iterable[str] = ()
+        self,
+        pool: str,
+        execution_id: str,
+        agent_id: str,
+        *,
+        idle: bool = True,
+        models: Collection[str] = (),
+        warm: Collection[str] = (),
     ) -> Job | None:
         """Return the job that this execution now holds, or None where nothing fits now.
 
-        `models`: those that can be drawn with; none = any. A job of another model is left to other agents.
+        `models`: those that can be drawn with (none = any); a job of another model is left to other agents. `warm`:
+        those of them in memory (none = all alike); a cold one is passed over a bounded number of times.
         """
-        arguments = [pool, execution_id, agent_id, LEASE_MS, "1" if idle else "0", *models]
+        models_part = commands.claim_arguments(models, warm)
+        arguments = [pool, execution_id, agent_id, LEASE_MS, "1" if idle else "0", *models_part]
         return commands.claimed_job(cast("list[str]", self._run("claim", arguments)))
 
     def renew(self, agent_id: str, holdings: Sequence[commands.Holding]) -> list[commands.RenewAnswer]:
@@ -69,7 +78,7 @@ class JobStore:
 
     def release(self, job_id: str, execution_id: str, reason: commands.ReleaseReason) -> Status | None:
         """Give a job back; return its new status, or None where this execution no longer held it."""
-        reply = cast("str", self._run("release", [job_id, execution_id, reason]))
+        reply = cast("str", self._run("release", [job_id, execution_id, reason, *commands.bell_arguments()]))
         return None if reply == "fenced" else Status(reply)
 
     def reap(self, *, take_back: bool, limit: int = 100) -> commands.Reaped:
@@ -99,6 +108,10 @@ class JobStore:
         if fields.get("tenant") != tenant or fields.get("erase_requested") == "1":
             return None
         return documents.decode(fields)
+
+    def unhold(self, tenant: str) -> None:
+        """Let a tenant's waiting jobs be chosen again: its cap of running jobs was raised or taken away."""
+        self._run("unhold", [tenant, *commands.bell_arguments()])
 
     def announce(self, record: WorkerRecord, cards: Iterable[ModelCard], *, ttl_ms: int) -> None:
         """Say that an agent lives and what it holds; its cards stay after it. Forgets agents that fell silent."""

@@ -158,3 +158,13 @@ def test_a_gateway_that_is_killed_costs_nothing(fleet: Fleet) -> None:
     thread.join()
     assert fleet.gateways[0].process.wait(5) == -signal.SIGKILL
     fleet.check(ids, metered)
+
+
+def test_an_engine_that_is_stopped_does_not_outlive_its_agent(fleet: Fleet) -> None:
+    agent = fleet.service.agent("stopped")
+    engine = fleet.service.engine_of(agent)
+    fleet.living_gateway().wait_for_workers(3)
+    os.kill(engine, signal.SIGSTOP)
+    agent.kill()
+    agent.wait(5)
+    wait_for("the stopped engine to end", lambda: not alive(engine), timeout_s=10)

@@ -207,6 +207,49 @@ def test_a_running_cap_holds_a_tenant_back_and_lets_it_go_on(redis_client: redis
     assert third.id == "gen_2"
 
 
+def test_a_raised_cap_lets_waiting_jobs_go_and_rings_for_them(redis_client: redis.Redis, store: JobStore) -> None:
+    redis_client.hset(key("tenant", "ada"), "max_running", 1)
+    for number in range(3):
+        submit(store, f"gen_{number}")
+    claim_all(store, 3, commit=False)
+    redis_client.delete(key("rq_queue", "default"))
+    assert store.reap(take_back=False).bells == 0
+    redis_client.hset(key("tenant", "ada"), "max_running", 2)
+    assert store.claim("default", "more", "agent") is None
+    store.unhold("ada")
+    assert redis_client.llen(key("rq_queue", "default")) == 1
+    assert store.claim("default", "more", "agent") is not None
+
+
+def test_a_capped_tenants_next_job_is_rung_for_when_one_ends(redis_client: redis.Redis, store: JobStore) -> None:
+    redis_client.hset(key("tenant", "ada"), "max_running", 1)
+    for number in range(3):
+        submit(store, f"gen_{number}")
+    (first,) = claim_all(store, 3, commit=False)
+    redis_client.delete(key("rq_queue", "default"))
+    store.commit(first.id, cast("str", first.execution_id), Outcome(Status.SUCCEEDED))
+    assert redis_client.llen(key("rq_queue", "default")) == 1
+
+
+def test_a_warm_model_goes_first_but_a_cold_one_not_last(store: JobStore) -> None:
+    submit(store, "gen_cold", model="cold")
+    for number in range(30):
+        submit(store, f"gen_warm{number}", model="warm")
+    order: list[str] = []
+    for number in range(12):
+        job = store.claim("default", f"e{number}", "agent", models=["cold", "warm"], warm=["warm"])
+        assert job is not None
+        order.append(job.id)
+    assert order.index("gen_cold") == 8
+
+
+def test_a_cold_model_is_drawn_where_nothing_warm_waits(store: JobStore) -> None:
+    submit(store, "gen_cold", model="cold")
+    job = store.claim("default", "e", "agent", models=["cold", "warm"], warm=["warm"])
+    assert job is not None
+    assert job.id == "gen_cold"
+
+
 def test_a_lease_that_ran_out_goes_back_to_the_front_and_the_late_one_is_fenced(store: JobStore, clock: Clock) -> None:
     submit(store, "gen_1")
     submit(store, "gen_2")

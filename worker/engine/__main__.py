@@ -6,8 +6,10 @@ Talks over two inherited pipes (`service.contract.engine`), holds no credentials
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from service.telemetry.logs import configure_logging
@@ -16,10 +18,14 @@ from worker.engine.channel import Inbox, Outbox
 if TYPE_CHECKING:
     from worker.engine.loop import Engine
 
+#: From linux/prctl.h. It follows the thread that started us, the agent's supervisor, which lives as long as the agent.
+_PR_SET_PDEATHSIG = 1
+
 
 def main() -> NoReturn:
     """Run until the agent closes its end of the pipe."""
     arguments = _arguments()
+    _die_with_parent()
     # Ctrl-C reaches the whole process group; what to do about it is the agent's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Nothing of ours writes to stdout; what a library writes belongs into the log.
@@ -45,6 +51,12 @@ def _engine(inbox: Inbox, outbox: Outbox, *, threads: int) -> Engine:
     if threads:
         torch.set_num_threads(threads)
     return Engine(inbox, outbox)
+
+
+def _die_with_parent() -> None:
+    """Have Linux end this process with its agent, also while it is stopped or hangs in a kernel and reads no pipe."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _arguments() -> argparse.Namespace:

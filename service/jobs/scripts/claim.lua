@@ -1,11 +1,12 @@
 -- Gives one job to an execution. The same execution id gets the same job again, so a lost reply costs nothing.
--- ARGV: now, pool, execution id, agent id, lease (ms), '1' if the engine is empty, models that it holds … (none = any)
+-- ARGV: now, pool, execution id, agent id, lease (ms), '1' if the engine is empty, number of models that can be drawn
+--       with here, these models … (none = any), those of them that are warm … (none = all alike)
 -- Returns {'claimed', field, value, …}, {'empty'}, or {'alone'}: a suspect has waited long enough and needs an
 -- empty engine.
 local now = clock(ARGV[1])
 local pool, execution, agent, lease, idle = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6] == '1'
-local holds = {}
-for i = 7, #ARGV do holds[ARGV[i]] = true end
+local drawable, warm = {}, {}
+for i = 8, #ARGV do (i <= 7 + tonumber(ARGV[7]) and drawable or warm)[ARGV[i]] = true end
 
 local function answer(id)
   local reply = redis.call('HGETALL', k('job', id))
@@ -50,25 +51,35 @@ local function strike_out(id, priority, tenant)
   redis.call('HINCRBY', k('tenant_counts', tenant), 'queued', -1)
 end
 
--- First come among what this engine holds; others are for agents that hold the rest. A suspect waits for an empty
--- engine and is passed over a bounded number of times. Returns the job, or nil and whether a suspect's turn has come.
+local function pass_over(id)
+  if id then redis.call('HINCRBY', k('job', id), 'passed', 1) end
+end
+
+-- First come among what can be drawn here; other models are for agents that have them. A warm model goes before a cold
+-- one, and a suspect waits for an empty engine; both are passed over a bounded number of times. Returns the job, or nil
+-- and whether a suspect's turn has come.
 local function pick(priority, tenant)
-  local suspect
+  local suspect, cold
   for _, id in ipairs(redis.call('ZRANGE', k('queue', pool, priority, tenant), 0, LIMITS.window - 1)) do
     local seen = redis.call('HMGET', k('job', id), 'status', 'model', 'suspect', 'passed')
+    local waited = number(seen[4]) >= LIMITS.turns_passed
     if seen[1] ~= 'queued' then
       strike_out(id, priority, tenant)
-    elseif not next(holds) or holds[seen[2]] then
-      if seen[3] ~= '1' or idle then
-        if suspect then redis.call('HINCRBY', k('job', suspect), 'passed', 1) end
+    elseif not next(drawable) or drawable[seen[2]] then
+      if seen[3] == '1' and not idle then
+        if not suspect and not cold and waited then return nil, true end
+        suspect = suspect or id
+      elseif not next(warm) or warm[seen[2]] or (not cold and waited) then
+        pass_over(suspect)
+        pass_over(cold)
         return id
+      else
+        cold = cold or id
       end
-      if not suspect and number(seen[4]) >= LIMITS.turns_passed then return nil, true end
-      suspect = suspect or id
     end
   end
-  if suspect then redis.call('HINCRBY', k('job', suspect), 'passed', 1) end
-  return nil, false
+  pass_over(suspect)
+  return cold, false
 end
 
 -- The tenant that has used least of those with something to draw here. Returns tenant, virtual time, weight, job; no

@@ -97,13 +97,36 @@ local function schedule_deadline(id, job)
   end
 end
 
--- A tenant has one running job less: queues held back by its cap may be chosen again.
+-- Rings once: the RQ job is a template with another id and pool each time. Bells are interchangeable.
+local BELL
+local function ring(pool)
+  local queue = k('rq_queue', pool)
+  BELL.rung = BELL.rung + 1
+  local id = BELL.id .. BELL.rung
+  redis.call('SADD', k('rq_queues'), queue)
+  redis.call('HSET', k('rq_job', id), unpack(BELL.fields))
+  redis.call('HSET', k('rq_job', id), 'origin', string.sub(queue, #k('rq_queue', '') - #'darkroom.' + 1))
+  redis.call('RPUSH', queue, id)
+end
+
+-- Takes the bell that a client sends along: id prefix, number of fields × 2, fields … Returns where ARGV goes on.
+local function take_bell(at)
+  local count = tonumber(ARGV[at + 1])
+  BELL = { id = ARGV[at], fields = {}, rung = 0 }
+  for i = at + 2, at + 1 + count do BELL.fields[#BELL.fields + 1] = ARGV[i] end
+  return at + 2 + count
+end
+
+-- A tenant has one running job less, or a higher cap: queues that were held back may be chosen again.
 local function unhold(tenant)
   local held = k('tenant_held', tenant)
   for _, entry in ipairs(redis.call('SMEMBERS', held)) do
     redis.call('SREM', held, entry)
     local pool, priority = string.match(entry, '^(%S+) (%S+)$')
-    if redis.call('EXISTS', k('queue', pool, priority, tenant)) == 1 then activate(pool, priority, tenant) end
+    if redis.call('EXISTS', k('queue', pool, priority, tenant)) == 1 then
+      activate(pool, priority, tenant)
+      ring(pool)
+    end
   end
 end
 
@@ -177,14 +200,6 @@ local function take_back(id, job, now, fields)
   change(id, job, 'queued', fields)
   enqueue(id, job)
   schedule_deadline(id, job)
+  ring(job.pool)
   unhold(job.tenant)
-end
-
--- Rings once: the RQ job is a template with another id each time. Bells are interchangeable.
-local function ring(pool, bell_id, fields)
-  local queue = k('rq_queue', pool)
-  redis.call('SADD', k('rq_queues'), queue)
-  redis.call('HSET', k('rq_job', bell_id), unpack(fields))
-  redis.call('HSET', k('rq_job', bell_id), 'origin', string.sub(queue, #k('rq_queue', '') - #'darkroom.' + 1))
-  redis.call('RPUSH', queue, bell_id)
 end

@@ -1,9 +1,9 @@
 -- One pass over what time alone decides; any number of processes may run it, each change is one atomic step.
--- ARGV: now, '1' if expired leases may be taken back, most changes of a kind in this pass, bell id prefix,
---       bell fields … (a template)
+-- ARGV: now, '1' if expired leases may be taken back, most changes of a kind in this pass, bell (see take_bell)
 -- Returns {leases taken back, deadlines passed, bells rung}.
 local now, limit = clock(ARGV[1]), tonumber(ARGV[3])
-local taken, expired, rung = 0, 0, 0
+local taken, expired = 0, 0
+take_bell(4)
 
 if ARGV[2] == '1' then
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', k('leases'), '-inf', now, 'LIMIT', 0, limit)) do
@@ -36,14 +36,19 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', k('deadlines'), '-inf', now, 'LI
   end
 end
 
--- A bell is lost when a worker dies with it in hand. Bells are counted, not matched: too many are harmless.
-local template = {}
-for i = 5, #ARGV do template[#template + 1] = ARGV[i] end
+-- A bell is lost when a worker dies with it in hand. Bells are counted, not matched: too many are harmless, but none
+-- is rung where every waiting tenant is at its cap, or agents would do nothing but answer.
+local function choosable(pool)
+  for _, priority in ipairs(PRIORITIES) do
+    if redis.call('EXISTS', k('active', pool, priority)) == 1 then return true end
+  end
+  return false
+end
+
 for _, pool in ipairs(redis.call('SMEMBERS', k('pools'))) do
   local missing = number(redis.call('HGET', k('pool', pool), 'queued')) - redis.call('LLEN', k('rq_queue', pool))
-  for i = 1, math.min(missing, limit) do
-    rung = rung + 1
-    ring(pool, ARGV[4] .. rung, template)
+  if missing > 0 and choosable(pool) then
+    for _ = 1, math.min(missing, limit) do ring(pool) end
   end
 end
-return { taken, expired, rung }
+return { taken, expired, BELL.rung }

@@ -1,15 +1,11 @@
 -- Accepts a job, or says why not. One round trip, safe to repeat: the same id is accepted once.
 -- ARGV: now, id, idempotency record or '', body hash, record ttl (s), default cap of queued jobs per tenant or '',
---       cap of queued jobs in the pool, staged prefix or '', bell id, number of bell fields × 2, bell fields …,
---       document fields …
+--       cap of queued jobs in the pool, staged prefix or '', bell (see take_bell), document fields …
 -- Returns {outcome, job id, created_ms}; the last is empty where nothing was created.
 local now = clock(ARGV[1])
 local id, record, body, record_ttl_s = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local bell_at = 10
-local document_at = bell_at + 1 + tonumber(ARGV[bell_at])
-
 local job, flat = {}, {}
-for i = document_at, #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
+for i = take_bell(9), #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
 
 local accepted = redis.call('HGET', k('job', id), 'created_ms')
 if accepted then return { 'created', id, accepted } end
@@ -53,8 +49,6 @@ if record ~= '' then
   redis.call('EXPIRE', k('idempotency', job.tenant, record), record_ttl_s)
 end
 if ARGV[8] ~= '' then redis.call('ZREM', k('erasures'), ARGV[8]) end
-local bell = {}
-for i = bell_at + 1, document_at - 1 do bell[#bell + 1] = ARGV[i] end
-ring(job.pool, ARGV[9], bell)
+ring(job.pool)
 meter(job.tenant, now, { requests = 1 })
 return { 'created', id, job.created_ms }
