@@ -83,7 +83,7 @@ class EngineChild:
         self._failures: dict[str, str] = {}
         self._watch: threading.Timer | None = None
         #: Whether any child has held a model; one that holds none is then of no use, and tried again.
-        self._has_served = False
+        self.has_served = False
         self._stopping = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="engine-supervisor", daemon=True)
 
@@ -258,8 +258,8 @@ class EngineChild:
         """One more model is loaded or known to fail."""
         self._expect_within(None if self.ready else self._settings.load_s)
         if self.cards:
-            self._has_served = True
-        elif self.ready and self._has_served and self._process is not None:
+            self.has_served = True
+        elif self.ready and self.has_served and self._process is not None:
             # The models were fine before: a device still occupied by the last child, a share that is away.
             log.error("engine_holds_no_model")
             self._process.kill()
