@@ -75,7 +75,7 @@ class Agent:
     def _wait_for_engine(self) -> bool:
         """Wait for the first models; False where none can be loaded."""
         while not (self._engine.has_served or self.slots.stopping):
-            if self._engine.ready and not self._engine.has_served:
+            if self._engine.ready and not self._engine.cards and not self._engine.has_served:
                 log.error("no_model_loaded", models=sorted(self._engine.failures))
                 return False
             time.sleep(_GLANCE_S)
