@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from service.contract.generation import GenerationSpec
-from service.contract.job import Job
+from service.contract.job import Job, Status
+from service.jobs.commands import Outcome, SubmitLimits
+from service.jobs.store import JobStore
+
+ROOM = SubmitLimits(None, 10_000)
 
 
 def make_job(job_id: str, *, tenant: str = "ada", **fields: Any) -> Job:
@@ -33,3 +37,21 @@ def make_job(job_id: str, *, tenant: str = "ada", **fields: Any) -> Job:
         "retain_ms": 86_400_000,
     }
     return Job.model_validate(values | fields)
+
+
+def submit(store: JobStore, job_id: str, **fields: Any) -> Job:
+    job = make_job(job_id, **fields)
+    assert store.submit(job, limits=ROOM).outcome == "created"
+    return job
+
+
+def claim_all(store: JobStore, count: int, *, pool: str = "default", commit: bool = True) -> list[Job]:
+    jobs: list[Job] = []
+    for number in range(count):
+        job = store.claim(pool, f"claim{number}-{len(jobs)}", "agent")
+        if job is None:
+            break
+        jobs.append(job)
+        if commit:
+            assert store.commit(job.id, cast("str", job.execution_id), Outcome(Status.SUCCEEDED)) == "committed"
+    return jobs

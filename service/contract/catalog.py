@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, StringConstraints
 
 from service.contract.generation import Task
 
@@ -34,12 +34,12 @@ class Limits(_Frozen):
     """What one request may ask for."""
 
     #: Sides in px, inclusive.
-    min_side_px: int = 64
-    max_side_px: int = 1536
+    min_side_px: PositiveInt = 64
+    max_side_px: PositiveInt = 1536
     #: width × height, px².
-    max_pixels: int = 1536 * 1536
-    max_steps: int = 150
-    max_images: int = 4
+    max_pixels: PositiveInt = 1536 * 1536
+    max_steps: PositiveInt = 150
+    max_images: PositiveInt = 4
 
 
 class CatalogEntry(_Frozen):
@@ -75,18 +75,18 @@ class ModelCard(_Frozen):
     default: bool = False
     tasks: tuple[Task, ...]
     #: Sides must be multiples of this.
-    size_step_px: int
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
+    size_step_px: PositiveInt
+    width: PositiveInt
+    height: PositiveInt
+    steps: PositiveInt
+    guidance_scale: FiniteFloat
     #: The folder's own sampler by its name in `SCHEDULERS`; asked for, it runs with the folder's config unchanged.
     scheduler: str
     schedulers: tuple[str, ...]
-    strength: float = 0.8
+    strength: float = Field(default=0.8, gt=0, le=1)
     limits: Limits
     #: Most tokens of a prompt, start and end marks not counted.
-    max_prompt_tokens: int = Field(default=75)
+    max_prompt_tokens: PositiveInt = 75
     safety_checker: bool = False
     dtype: DType
     sha256: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from service.contract.generation import GenerationSpec, Receipt, ResultImage, Timings
 
@@ -101,7 +101,7 @@ class Job(BaseModel):
     #: Arrival order in the pool, kept over a take-back so that the job returns to the front.
     sequence: int = 0
     #: Denoiser rows × steps that this request asks for, what fairness between tenants is measured in.
-    cost: float = 1.0
+    cost: FiniteFloat = 1.0
     model: str
     spec: GenerationSpec
     #: Where its objects lie in the bucket: `{tenant}/{yyyy}/{mm}/{id}/`.

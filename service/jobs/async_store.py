@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
 
+import structlog
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 
@@ -16,6 +17,8 @@ from service.jobs import commands, documents
 from service.jobs.commands import Argument
 from service.jobs.keys import key
 from service.jobs.scripts import SCRIPT_NAMES, ScriptName, script_text
+
+log = structlog.get_logger(__name__)
 
 #: ms; inputs that no submit followed are erased after that.
 _STAGING_MS = 3_600_000
@@ -134,7 +137,12 @@ class AsyncJobStore:
                 scanned += 1
                 if fields.get("tenant") != tenant or fields.get("erase_requested") == "1":
                     continue
-                job = documents.decode(fields)
+                try:
+                    job = documents.decode(fields)
+                except documents.CorruptDocument:
+                    # One that was damaged must not hide the others.
+                    log.error("document_corrupt", job_id=job_id)
+                    continue
                 if (status is None or job.status == status) and _has(job, labels):
                     found.append(job)
                 if len(found) == limit:

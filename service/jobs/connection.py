@@ -23,6 +23,8 @@ def connect(settings: RedisSettings, *, decode_responses: bool = True) -> Redis:
     return Redis.from_url(
         settings.url.get_secret_value(),
         decode_responses=decode_responses,
+        # What is no text of ours is then no JSON of ours either, and refused as such.
+        encoding_errors="replace",
         socket_connect_timeout=_AGENT_TIMEOUT_S,
         socket_timeout=_AGENT_TIMEOUT_S,
         health_check_interval=15,
@@ -39,6 +41,7 @@ def connect_async(settings: RedisSettings) -> AsyncRedis:
     return AsyncRedis.from_url(
         settings.url.get_secret_value(),
         decode_responses=True,
+        encoding_errors="replace",
         socket_connect_timeout=_GATEWAY_TIMEOUT_S,
         socket_timeout=_GATEWAY_TIMEOUT_S,
         max_connections=512,

@@ -64,7 +64,7 @@ def decode(fields: Mapping[str, str]) -> Job:
             else:
                 values[name] = text
         return Job.model_validate(values)
-    except (ValidationError, ValueError) as err:
+    except (ValidationError, ValueError, RecursionError) as err:
         raise CorruptDocument(fields.get("id", "?")) from err
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import structlog
 from redis import Redis
@@ -26,8 +26,8 @@ from service.jobs.keys import key
 
 log = structlog.get_logger(__name__)
 
-#: Named, not imported: a gateway has no worker package.
-BELL_FUNCTION: Final = "worker.agent.bell.ring"
+#: What RQ's tools show as a bell's function. Nothing is imported by that name: see `_bell_class`.
+BELL_FUNCTION: Final = "darkroom.bell"
 #: s; RQ's own limit on one bell. Waiting for room inside a bell is bounded far below it.
 BELL_TIMEOUT_S: Final = 300
 #: s; how long RQ keeps a bell that raised.
@@ -101,18 +101,40 @@ class BellWorker(SimpleWorker):
         super().check_for_suspension(burst)
 
 
-def make_worker(connection: Redis, pool: str, *, on_stop: Callable[[], None] | None = None) -> BellWorker:
-    """Return an RQ worker on the one queue of a pool.
+def _bell_class(ring: Callable[[], object]) -> type[Bell]:
+    """Return RQ's job class for agents: it rings, whatever is stored with the job.
+
+    RQ calls any function, callback and URL that a job names: a write to Redis would be code on the worker's host.
+    """
+
+    class RungBell(Bell):
+        def restore(self, raw_data: Any) -> None:
+            super().restore(raw_data)
+            self._success_callback_name = self._failure_callback_name = self._stopped_callback_name = None
+            self.webhooks = []
+
+        def perform(self) -> None:
+            ring()
+
+    return RungBell
+
+
+def make_worker(
+    connection: Redis, pool: str, *, ring: Callable[[], object], on_stop: Callable[[], None] | None = None
+) -> BellWorker:
+    """Return an RQ worker on the one queue of a pool; each bell calls `ring`.
 
     One queue, because a worker on several pops with BLPOP and loses a bell when it dies. `connection` must not decode
     responses. The name is random: RQ refuses a fixed one for minutes after a crash. `on_stop` is called in a signal
     handler: it may set a flag and no more.
     """
-    queue = Queue(queue_name(pool), connection=connection, serializer=JSONSerializer)
+    bell_class = _bell_class(ring)
+    queue = Queue(queue_name(pool), connection=connection, serializer=JSONSerializer, job_class=bell_class)
     worker = BellWorker(
         [queue],
         connection=connection,
         serializer=JSONSerializer,
+        job_class=bell_class,
         worker_ttl=WORKER_TTL_S,
         log_job_description=False,
     )
@@ -121,9 +143,15 @@ def make_worker(connection: Redis, pool: str, *, on_stop: Callable[[], None] | N
 
 
 def answer_bells(
-    connection: Redis, pool: str, *, stopping: Callable[[], bool], stop: Callable[[], None], pause_s: float = 0.2
+    connection: Redis,
+    pool: str,
+    *,
+    ring: Callable[[], object],
+    stopping: Callable[[], bool],
+    stop: Callable[[], None],
+    pause_s: float = 0.2,
 ) -> None:
-    """Work for RQ until `stopping()`: RQ's own worker gives up when Redis is away for long, and we do not.
+    """Call `ring` for every bell until `stopping()`: RQ's own worker gives up when Redis is away, and we do not.
 
     Main thread only. `stop` is called in RQ's signal handlers. The caller's handlers are back on return.
     """
@@ -133,7 +161,7 @@ def answer_bells(
         with suppress(StopRequested):
             while not stopping():
                 try:
-                    worker = make_worker(connection, pool, on_stop=stop)
+                    worker = make_worker(connection, pool, ring=ring, on_stop=stop)
                     worker.is_stopping = stopping
                     worker.work(logging_level="WARNING")
                 except (RedisError, OSError) as err:

@@ -99,6 +99,7 @@ class TenantStore:
         if absent:
             pipeline.hdel(tenant_key(tenant_id), *absent)
         pipeline.execute()
+        JobStore(self._redis).unhold(tenant_id)
         return tenant
 
     def remove(self, tenant_id: str, *, force: bool = False) -> Removal:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 import pytest
 import redis
+from redis.asyncio import Redis as AsyncRedis
 
 from service.contract.worker import WorkerRecord
+from service.jobs.async_store import AsyncJobStore
 from service.jobs.commands import SubmitLimits
+from service.jobs.documents import CorruptDocument
 from service.jobs.keys import key
 from service.jobs.store import JobStore
 from tests.e2e.processes import wait_for
@@ -64,3 +68,42 @@ def test_agents_that_fell_silent_are_forgotten(redis_client: redis.Redis, store:
         return redis_client.zrange(key("agents"), 0, -1) == ["alive"]
 
     wait_for("the dead to be forgotten", only_the_living, timeout_s=5)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"cost": "nan"}, {"cost": "inf"}, {"sequence": "x"}, {"tenant": "other"}, {"pool": ""}]
+)
+def test_a_damaged_document_stops_neither_claims_nor_the_reaper(
+    redis_client: redis.Redis, store: JobStore, damage: dict[str, str]
+) -> None:
+    for number in range(3):
+        submit(store, f"gen_{number}")
+    redis_client.hset(key("job", "gen_0"), mapping=damage)
+    claimed = set[str]()
+    for number in range(4):
+        try:
+            job = store.claim("default", f"e{number}", "agent")
+        except CorruptDocument as err:
+            claimed.add(err.job_id)
+        else:
+            claimed |= {job.id} if job else set()
+    assert {"gen_1", "gen_2"} <= claimed
+    assert store.claim("default", "last", "agent") is None
+    redis_client.zadd(key("leases"), dict.fromkeys(claimed, 0))
+    store.reap(take_back=True)
+    assert redis_client.zrangebyscore(key("leases"), "-inf", 0) == []
+    assert {str(redis_client.hget(key("job", f"gen_{number}"), "status")) for number in (1, 2)} == {"queued"}
+
+
+def test_a_damaged_document_hides_no_other_in_a_listing(
+    redis_client: redis.Redis, store: JobStore, valkey_url: str
+) -> None:
+    for number in range(3):
+        submit(store, f"gen_{number}")
+    redis_client.hset(key("job", "gen_1"), "cost", "nan")
+
+    async def listed() -> set[str]:
+        async with AsyncRedis.from_url(valkey_url, decode_responses=True) as client:
+            return {job.id for job in (await AsyncJobStore(client).list("ada", limit=10)).jobs}
+
+    assert asyncio.run(listed()) == {"gen_0", "gen_2"}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any, cast
-
 import pytest
 import redis
 from rq import Queue
@@ -13,13 +10,13 @@ from rq.serializers import JSONSerializer
 
 from service.contract.errors import FailureCode
 from service.contract.generation import ResultImage, Timings
-from service.contract.job import Job, JobError, Status
+from service.contract.job import JobError, Status
 from service.jobs import documents
 from service.jobs.commands import Holding, Idempotency, Outcome, SubmitLimits
 from service.jobs.keys import key
-from service.jobs.queue import BELL_FUNCTION, make_worker, queue_name
+from service.jobs.queue import BELL_FUNCTION, queue_name
 from service.jobs.store import LEASE_MS, JobStore
-from tests.jobs import make_job
+from tests.jobs import claim_all, make_job, submit
 
 ROOM = SubmitLimits(None, 10_000)
 
@@ -40,24 +37,6 @@ def clock() -> Clock:
 @pytest.fixture
 def store(redis_client: redis.Redis, clock: Clock) -> JobStore:
     return JobStore(redis_client, clock=clock)
-
-
-def submit(store: JobStore, job_id: str, **fields: Any) -> Job:
-    job = make_job(job_id, **fields)
-    assert store.submit(job, limits=ROOM).outcome == "created"
-    return job
-
-
-def claim_all(store: JobStore, count: int, *, pool: str = "default", commit: bool = True) -> list[Job]:
-    jobs: list[Job] = []
-    for number in range(count):
-        job = store.claim(pool, f"claim{number}-{len(jobs)}", "agent")
-        if job is None:
-            break
-        jobs.append(job)
-        if commit:
-            assert store.commit(job.id, cast("str", job.execution_id), Outcome(Status.SUCCEEDED)) == "committed"
-    return jobs
 
 
 def test_a_document_survives_the_way_to_redis_and_back(store: JobStore) -> None:
@@ -102,27 +81,6 @@ def test_the_bell_is_what_rq_itself_would_have_stored(
     plain.close()
 
 
-def test_a_stock_rq_worker_hears_every_bell_and_leaves_nothing_behind(
-    redis_client: redis.Redis, store: JobStore, valkey_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.jobs.queue.BELL_FUNCTION", "tests.bells.heard")
-    from service.jobs import queue as bells
-    from tests.bells import RUNG
-
-    bells._template.cache_clear()
-    try:
-        for number in range(5):
-            submit(store, f"gen_{number}")
-    finally:
-        bells._template.cache_clear()
-    plain = redis.Redis.from_url(valkey_url)
-    before = len(RUNG)
-    make_worker(plain, "default").work(burst=True, logging_level="ERROR")
-    assert len(RUNG) - before == 5
-    assert list(redis_client.scan_iter("rq:job:*")) == []
-    plain.close()
-
-
 def test_one_idempotency_key_is_one_job_until_the_job_is_erased_and_never_another(store: JobStore) -> None:
     once = Idempotency("record", "body", 60)
     assert store.submit(make_job("gen_1"), idempotency=once, limits=ROOM).outcome == "created"
@@ -148,106 +106,6 @@ def test_caps_refuse_and_leave_nothing(redis_client: redis.Redis, store: JobStor
     assert store.submit(make_job("gen_4"), limits=SubmitLimits(1, 100)).outcome == "tenant_full"
     assert store.submit(make_job("gen_5", tenant="eve"), limits=SubmitLimits(None, 2)).outcome == "pool_full"
     assert set(redis_client.scan_iter(key("job", "*"))) == {key("job", "gen_1"), key("job", "gen_3")}
-
-
-def test_a_tenant_with_a_thousand_jobs_delays_another_by_one(store: JobStore) -> None:
-    for number in range(1000):
-        submit(store, f"gen_a{number}")
-    claim_all(store, 3)
-    submit(store, "gen_b", tenant="bob")
-    assert "gen_b" in [job.id for job in claim_all(store, 2)]
-
-
-def test_tenants_share_by_weight_and_cost(redis_client: redis.Redis, store: JobStore) -> None:
-    redis_client.hset(key("tenant", "bob"), "weight", 3)
-    for number in range(100):
-        submit(store, f"gen_a{number}", cost=10)
-        submit(store, f"gen_b{number}", tenant="bob", cost=10)
-        submit(store, f"gen_e{number}", tenant="eve", cost=30)
-    shares = Counter(job.tenant for job in claim_all(store, 65))
-    # In time units ada : bob : eve = 1 : 3 : 1, in jobs 3 : 9 : 1 of every 13.
-    assert shares["bob"] == pytest.approx(45, abs=3)
-    assert shares["ada"] == pytest.approx(15, abs=3)
-    assert shares["eve"] == pytest.approx(5, abs=2)
-
-
-def test_a_tenant_that_comes_back_is_not_owed_the_time_it_was_away(store: JobStore) -> None:
-    for number in range(50):
-        submit(store, f"gen_a{number}")
-    claim_all(store, 50)
-    for number in range(10):
-        submit(store, f"gen_c{number}")
-        submit(store, f"gen_b{number}", tenant="bob")
-    shares = Counter(job.tenant for job in claim_all(store, 10))
-    assert shares == {"ada": 5, "bob": 5}
-
-
-def test_high_goes_before_normal_before_low_and_every_ninth_turn_is_for_the_passed_over(store: JobStore) -> None:
-    for number in range(40):
-        submit(store, f"gen_h{number}", priority="high")
-    for number in range(4):
-        submit(store, f"gen_l{number}", priority="low")
-        submit(store, f"gen_n{number}", priority="normal")
-    order = [job.priority for job in claim_all(store, 30)]
-    assert order[:8] == ["high"] * 8
-    assert order.count("low") == 3
-    assert order.count("normal") == 3
-
-
-def test_a_running_cap_holds_a_tenant_back_and_lets_it_go_on(redis_client: redis.Redis, store: JobStore) -> None:
-    redis_client.hset(key("tenant", "ada"), "max_running", 2)
-    for number in range(4):
-        submit(store, f"gen_{number}")
-    first = claim_all(store, 4, commit=False)
-    assert len(first) == 2
-    assert store.claim("default", "more", "agent") is None
-    store.commit(first[0].id, cast("str", first[0].execution_id), Outcome(Status.SUCCEEDED))
-    third = store.claim("default", "third", "agent")
-    assert third is not None
-    assert third.id == "gen_2"
-
-
-def test_a_raised_cap_lets_waiting_jobs_go_and_rings_for_them(redis_client: redis.Redis, store: JobStore) -> None:
-    redis_client.hset(key("tenant", "ada"), "max_running", 1)
-    for number in range(3):
-        submit(store, f"gen_{number}")
-    claim_all(store, 3, commit=False)
-    redis_client.delete(key("rq_queue", "default"))
-    assert store.reap(take_back=False).bells == 0
-    redis_client.hset(key("tenant", "ada"), "max_running", 2)
-    assert store.claim("default", "more", "agent") is None
-    store.unhold("ada")
-    assert redis_client.llen(key("rq_queue", "default")) == 1
-    assert store.claim("default", "more", "agent") is not None
-
-
-def test_a_capped_tenants_next_job_is_rung_for_when_one_ends(redis_client: redis.Redis, store: JobStore) -> None:
-    redis_client.hset(key("tenant", "ada"), "max_running", 1)
-    for number in range(3):
-        submit(store, f"gen_{number}")
-    (first,) = claim_all(store, 3, commit=False)
-    redis_client.delete(key("rq_queue", "default"))
-    store.commit(first.id, cast("str", first.execution_id), Outcome(Status.SUCCEEDED))
-    assert redis_client.llen(key("rq_queue", "default")) == 1
-
-
-def test_a_warm_model_goes_first_but_a_cold_one_not_last(store: JobStore) -> None:
-    submit(store, "gen_cold", model="cold")
-    for number in range(30):
-        submit(store, f"gen_warm{number}", model="warm")
-    order: list[str] = []
-    for number in range(12):
-        job = store.claim("default", f"e{number}", "agent", models=["cold", "warm"], warm=["warm"])
-        assert job is not None
-        order.append(job.id)
-    assert order.index("gen_cold") == 8
-
-
-def test_a_cold_model_is_drawn_where_nothing_warm_waits(store: JobStore) -> None:
-    submit(store, "gen_cold", model="cold")
-    job = store.claim("default", "e", "agent", models=["cold", "warm"], warm=["warm"])
-    assert job is not None
-    assert job.id == "gen_cold"
 
 
 def test_a_lease_that_ran_out_goes_back_to_the_front_and_the_late_one_is_fenced(store: JobStore, clock: Clock) -> None:

@@ -19,7 +19,6 @@ from service.settings.reading import SettingsError
 from service.settings.worker import WorkerSettings
 from service.storage.s3 import ObjectStorage
 from service.telemetry.logs import configure_logging
-from worker.agent import bell
 from worker.agent.beat import Beat
 from worker.agent.catalog import CatalogError, packaged_catalog, read_catalog
 from worker.agent.child import EngineChild
@@ -30,6 +29,10 @@ from worker.agent.watch import PhaseClock
 
 log = structlog.get_logger("worker.agent")
 
+#: s that one bell waits for room; far below RQ's limit on a bell (`service.jobs.queue.BELL_TIMEOUT_S`).
+_ROOM_WAIT_S = 60.0
+#: Children that may end at the start without ever having held a model.
+_STARTS = 5
 #: s between two looks at the stop flag outside RQ's own loop.
 _GLANCE_S = 0.2
 #: s after the grace period for handing back and saying good-bye; with the default grace below Kubernetes' 30 s.
@@ -78,15 +81,18 @@ class Agent:
             if self._engine.ready and not self._engine.cards and not self._engine.has_served:
                 log.error("no_model_loaded", models=sorted(self._engine.failures))
                 return False
+            if self._engine.starts > _STARTS:
+                log.error("engine_never_ready", starts=self._engine.starts - 1)
+                return False
             time.sleep(_GLANCE_S)
         return True
 
     def _answer_bells(self) -> None:
-        bell.install(self.slots)
         connection = connect(self._settings.redis, decode_responses=False)
         answer_bells(
             connection,
             self._settings.agent.pool,
+            ring=lambda: self.slots.serve_bell(_ROOM_WAIT_S),
             stopping=lambda: self.slots.stopping,
             stop=self._stop_claiming,
         )

@@ -84,6 +84,8 @@ class EngineChild:
         self._watch: threading.Timer | None = None
         #: Whether any child has held a model; one that holds none is then of no use, and tried again.
         self.has_served = False
+        #: How many children have been started.
+        self.starts = 0
         self._stopping = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, name="engine-supervisor", daemon=True)
 
@@ -161,6 +163,7 @@ class EngineChild:
         pause_s = _RESTART_S
         while not self._stopping.is_set():
             served = False
+            self.starts += 1
             try:
                 replies = self._spawn()
             except OSError as err:
@@ -180,7 +183,8 @@ class EngineChild:
         ours_in, theirs_out = os.pipe()
         theirs_in, ours_out = os.pipe()
         command = [
-            *(sys.executable, "-X", "faulthandler", "-m", self._settings.engine_module),
+            # -P: a folder named `worker` where the agent was started is not ours.
+            *(sys.executable, "-P", "-X", "faulthandler", "-m", self._settings.engine_module),
             *("--fd-in", str(theirs_in), "--fd-out", str(theirs_out)),
             *("--threads", str(self._settings.engine_threads)),
             *("--log-format", self._logs.log, "--log-level", self._logs.log_level),

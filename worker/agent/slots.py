@@ -8,7 +8,7 @@ import time
 
 import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.contract.errors import FailureCode
@@ -21,9 +21,11 @@ log = structlog.get_logger(__name__)
 
 #: s between two looks at the stop flag while a bell waits: a signal handler must not take locks.
 _GLANCE_S = 0.1
-#: s between two tries of a claim that was not answered, and s until it is given up; with `bell.ROOM_WAIT_S` and the
+#: s between two tries of a claim that was not answered, and s until it is given up; with the wait for room and the
 #: client's own retries far below `service.jobs.queue.BELL_TIMEOUT_S`.
 _RETRY_S, _ASK_S = 0.5, 120.0
+#: s to wait after Redis refused a claim.
+_FAILED_S = 1.0
 #: Executions whose pictures are being stored while the engine draws others.
 _STORING = 4
 
@@ -90,6 +92,11 @@ class Slots:
             error = JobError(code=FailureCode.INTERNAL, message="The job's record is damaged.", retryable=False)
             self._tools.store.commit(err.job_id, execution_id, Outcome(Status.FAILED, error=error))
             return True
+        except ResponseError as err:
+            # A script that fails on what it finds fails again: not at the pace of bells.
+            log.error("claim_failed", error=str(err)[:200])
+            time.sleep(_FAILED_S)
+            return False
         if job is None:
             return False
         execution = Execution(job, execution_id, self._tools, self)

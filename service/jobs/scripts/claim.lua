@@ -111,6 +111,36 @@ local function expired(id, job)
   return true
 end
 
+-- Gives the chosen job to the execution.
+local function start(id, job, priority, tenant, vtime, weight)
+  note_turn(priority)
+  redis.call('HSET', k('pool', pool), 'vtime_' .. priority, vtime)
+  redis.call('ZREMRANGEBYSCORE', k('idle', pool, priority), '-inf', vtime)
+  -- A job is paid for once, however often it has to be started.
+  local price = 0
+  if job.charged ~= '1' then price = number(job.cost) / weight end
+  redis.call('ZADD', k('active', pool, priority), vtime + price, tenant)
+  dequeue(id, job)
+  change(id, job, 'running', {
+    attempt = tostring(number(job.attempt) + 1),
+    execution_id = execution,
+    agent_id = agent,
+    lease_ms = string.format('%d', now + lease),
+    started_ms = string.format('%d', now),
+    progress_step = '0',
+    progress_steps = '0',
+    charged = '1',
+    passed = '0',
+  })
+  redis.call('ZADD', k('leases'), now + lease, id)
+  redis.call('HSET', k('executions'), execution, id)
+  schedule_deadline(id, job)
+  if job.told_start ~= '1' then
+    redis.call('HSET', k('job', id), 'told_start', '1')
+    tell(id, job, 'started', now)
+  end
+end
+
 while true do
   local priority = class()
   if not priority then return { 'empty' } end
@@ -121,33 +151,10 @@ while true do
     return { 'alone' }
   else
     local job = read(id)
+    -- The queue says where a job waits; a document that says otherwise was not written by us.
+    job.pool, job.priority, job.tenant = pool, priority, tenant
     if not expired(id, job) then
-      note_turn(priority)
-      redis.call('HSET', k('pool', pool), 'vtime_' .. priority, vtime)
-      redis.call('ZREMRANGEBYSCORE', k('idle', pool, priority), '-inf', vtime)
-      -- A job is paid for once, however often it has to be started.
-      local price = 0
-      if job.charged ~= '1' then price = number(job.cost) / weight end
-      redis.call('ZADD', k('active', pool, priority), vtime + price, tenant)
-      dequeue(id, job)
-      change(id, job, 'running', {
-        attempt = tostring(number(job.attempt) + 1),
-        execution_id = execution,
-        agent_id = agent,
-        lease_ms = string.format('%d', now + lease),
-        started_ms = string.format('%d', now),
-        progress_step = '0',
-        progress_steps = '0',
-        charged = '1',
-        passed = '0',
-      })
-      redis.call('ZADD', k('leases'), now + lease, id)
-      redis.call('HSET', k('executions'), execution, id)
-      schedule_deadline(id, job)
-      if job.told_start ~= '1' then
-        redis.call('HSET', k('job', id), 'told_start', '1')
-        tell(id, job, 'started', now)
-      end
+      start(id, job, priority, tenant, vtime, weight)
       return answer(id)
     end
   end

@@ -20,8 +20,11 @@ local function read(id)
   return job
 end
 
+-- A finite number, or 0: `nan` and `inf` are numbers to Lua, and errors to Redis.
 local function number(text)
-  return tonumber(text) or 0
+  local value = tonumber(text)
+  if not value or value ~= value or value == math.huge or value == -math.huge then return 0 end
+  return value
 end
 
 -- Every change of status passes here: the one place that knows which exist.
@@ -71,7 +74,7 @@ local function deactivate(pool, priority, tenant, vtime)
 end
 
 local function enqueue(id, job)
-  redis.call('ZADD', k('queue', job.pool, job.priority, job.tenant), job.sequence, id)
+  redis.call('ZADD', k('queue', job.pool, job.priority, job.tenant), number(job.sequence), id)
   activate(job.pool, job.priority, job.tenant)
 end
 
@@ -164,7 +167,7 @@ local function finish(id, job, status, now, fields)
   fields.phase = ''
   change(id, job, status, fields)
   redis.call('ZREM', k('deadlines'), id)
-  redis.call('ZADD', k('erasures'), due, job.object_prefix)
+  if (job.object_prefix or '') ~= '' then redis.call('ZADD', k('erasures'), due, job.object_prefix) end
   tell(id, job, status, now)
   if was == 'running' then unhold(job.tenant) end
 end

@@ -1,0 +1,120 @@
+"""Whose turn it is: tenants, priorities, caps, warm models; against a real Valkey."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import cast
+
+import pytest
+import redis
+
+from service.contract.job import Status
+from service.jobs.commands import Outcome
+from service.jobs.keys import key
+from service.jobs.store import JobStore
+from tests.jobs import claim_all, submit
+
+
+@pytest.fixture
+def store(redis_client: redis.Redis) -> JobStore:
+    return JobStore(redis_client, clock=lambda: 1_800_000_000_000)
+
+
+def test_a_tenant_with_a_thousand_jobs_delays_another_by_one(store: JobStore) -> None:
+    for number in range(1000):
+        submit(store, f"gen_a{number}")
+    claim_all(store, 3)
+    submit(store, "gen_b", tenant="bob")
+    assert "gen_b" in [job.id for job in claim_all(store, 2)]
+
+
+def test_tenants_share_by_weight_and_cost(redis_client: redis.Redis, store: JobStore) -> None:
+    redis_client.hset(key("tenant", "bob"), "weight", 3)
+    for number in range(100):
+        submit(store, f"gen_a{number}", cost=10)
+        submit(store, f"gen_b{number}", tenant="bob", cost=10)
+        submit(store, f"gen_e{number}", tenant="eve", cost=30)
+    shares = Counter(job.tenant for job in claim_all(store, 65))
+    # In time units ada : bob : eve = 1 : 3 : 1, in jobs 3 : 9 : 1 of every 13.
+    assert shares["bob"] == pytest.approx(45, abs=3)
+    assert shares["ada"] == pytest.approx(15, abs=3)
+    assert shares["eve"] == pytest.approx(5, abs=2)
+
+
+def test_a_tenant_that_comes_back_is_not_owed_the_time_it_was_away(store: JobStore) -> None:
+    for number in range(50):
+        submit(store, f"gen_a{number}")
+    claim_all(store, 50)
+    for number in range(10):
+        submit(store, f"gen_c{number}")
+        submit(store, f"gen_b{number}", tenant="bob")
+    shares = Counter(job.tenant for job in claim_all(store, 10))
+    assert shares == {"ada": 5, "bob": 5}
+
+
+def test_high_goes_before_normal_before_low_and_every_ninth_turn_is_for_the_passed_over(store: JobStore) -> None:
+    for number in range(40):
+        submit(store, f"gen_h{number}", priority="high")
+    for number in range(4):
+        submit(store, f"gen_l{number}", priority="low")
+        submit(store, f"gen_n{number}", priority="normal")
+    order = [job.priority for job in claim_all(store, 30)]
+    assert order[:8] == ["high"] * 8
+    assert order.count("low") == 3
+    assert order.count("normal") == 3
+
+
+def test_a_running_cap_holds_a_tenant_back_and_lets_it_go_on(redis_client: redis.Redis, store: JobStore) -> None:
+    redis_client.hset(key("tenant", "ada"), "max_running", 2)
+    for number in range(4):
+        submit(store, f"gen_{number}")
+    first = claim_all(store, 4, commit=False)
+    assert len(first) == 2
+    assert store.claim("default", "more", "agent") is None
+    store.commit(first[0].id, cast("str", first[0].execution_id), Outcome(Status.SUCCEEDED))
+    third = store.claim("default", "third", "agent")
+    assert third is not None
+    assert third.id == "gen_2"
+
+
+def test_a_raised_cap_lets_waiting_jobs_go_and_rings_for_them(redis_client: redis.Redis, store: JobStore) -> None:
+    redis_client.hset(key("tenant", "ada"), "max_running", 1)
+    for number in range(3):
+        submit(store, f"gen_{number}")
+    claim_all(store, 3, commit=False)
+    redis_client.delete(key("rq_queue", "default"))
+    assert store.reap(take_back=False).bells == 0
+    redis_client.hset(key("tenant", "ada"), "max_running", 2)
+    assert store.claim("default", "more", "agent") is None
+    store.unhold("ada")
+    assert redis_client.llen(key("rq_queue", "default")) == 1
+    assert store.claim("default", "more", "agent") is not None
+
+
+def test_a_capped_tenants_next_job_is_rung_for_when_one_ends(redis_client: redis.Redis, store: JobStore) -> None:
+    redis_client.hset(key("tenant", "ada"), "max_running", 1)
+    for number in range(3):
+        submit(store, f"gen_{number}")
+    (first,) = claim_all(store, 3, commit=False)
+    redis_client.delete(key("rq_queue", "default"))
+    store.commit(first.id, cast("str", first.execution_id), Outcome(Status.SUCCEEDED))
+    assert redis_client.llen(key("rq_queue", "default")) == 1
+
+
+def test_a_warm_model_goes_first_but_a_cold_one_not_last(store: JobStore) -> None:
+    submit(store, "gen_cold", model="cold")
+    for number in range(30):
+        submit(store, f"gen_warm{number}", model="warm")
+    order: list[str] = []
+    for number in range(12):
+        job = store.claim("default", f"e{number}", "agent", models=["cold", "warm"], warm=["warm"])
+        assert job is not None
+        order.append(job.id)
+    assert order.index("gen_cold") == 8
+
+
+def test_a_cold_model_is_drawn_where_nothing_warm_waits(store: JobStore) -> None:
+    submit(store, "gen_cold", model="cold")
+    job = store.claim("default", "e", "agent", models=["cold", "warm"], warm=["warm"])
+    assert job is not None
+    assert job.id == "gen_cold"
