@@ -9,10 +9,10 @@ RUN_EXTRAS := gateway worker cli embedded
 DEV_EXTRAS := $(RUN_EXTRAS) dev
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check openapi bench clean environment environment-dev
+.PHONY: help run test check check-gateway openapi bench clean environment environment-dev
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 environment:
 	@python3 service/cli/bootstrap.py $(RUN_EXTRAS)
@@ -34,6 +34,11 @@ check: environment-dev ## Lint, types, import rules, architecture tests; offline
 	$(BIN)/deptry .
 	$(BIN)/vulture
 	$(BIN)/python -m pytest -q tests/architecture
+
+check-gateway: ## Install the gateway's extra alone and import all of it: no torch, nothing undeclared
+	@rm -rf build/gateway && python3 -m venv build/gateway
+	@build/gateway/bin/pip install -q --disable-pip-version-check -c constraints.txt '.[gateway]'
+	@build/gateway/bin/python -P tests/architecture/gateway_alone.py
 
 openapi: environment-dev ## Write openapi.yaml from the app
 	@$(BIN)/python -m service.api.openapi > openapi.yaml.new && mv openapi.yaml.new openapi.yaml
