@@ -46,6 +46,7 @@ openapi: environment-dev ## Write openapi.yaml from the app
 bench: environment-dev ## Measure what docs/performance.md reports
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.rates
+	$(BIN)/python -m benchmarks.memory
 
 clean: ## Remove caches and the environment; data in .darkroom stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
