@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,17 +24,18 @@ def _one_torch_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def _valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The session's Valkey. It writes no file: tests of durability start one of their own.
+
+    DARKROOM_TEST_REDIS_URL names another server to run the suite on, a Redis 6.2 say; its database is emptied.
+    """
+    if other := os.environ.get("DARKROOM_TEST_REDIS_URL"):
+        yield other
+        return
     server = EmbeddedValkey(tmp_path_factory.mktemp("valkey"), fsync="off")
     server.start()
-    yield server
+    yield server.url
     server.stop()
-
-
-@pytest.fixture(scope="session")
-def valkey_url(_valkey: EmbeddedValkey) -> str:
-    """The session's Valkey. It writes no file: tests of durability start one of their own."""
-    return _valkey.url
 
 
 @pytest.fixture(scope="session")

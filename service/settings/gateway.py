@@ -61,8 +61,9 @@ class AdmissionSettings(BaseSettings):
     queue_limit: int = Field(default=10_000, ge=1)
     #: Part of Redis' maxmemory from which on submits get 503, so that claims and commits always fit.
     memory_refuse_ratio: float = Field(default=0.8, gt=0, le=1)
-    #: s between two looks at Redis' memory; a second of submits is far less than a fifth of it.
-    memory_sample_s: float = Field(default=1.0, gt=0, le=60)
+    #: s between two looks at Redis' memory, and reaper passes; a second of submits is far less than a fifth of it. At
+    #: most 4: from 5 on a gateway that looks so seldom counts as having been away, and takes no lease back.
+    memory_sample_s: float = Field(default=1.0, gt=0, le=4)
     #: s that the list of models is kept; how long a new model may stay unseen.
     models_cache_s: float = Field(default=1.0, ge=0, le=60)
     #: s that records and pictures are kept after a job's end where the request does not say: a week.
