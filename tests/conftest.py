@@ -27,9 +27,9 @@ def _one_torch_thread() -> None:
 def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The session's Valkey. It writes no file: tests of durability start one of their own.
 
-    DARKROOM_TEST_REDIS_URL names another server to run the suite on, a Redis 6.2 say; its database is emptied.
+    TEST_REDIS_URL names another server to run the suite on, a Redis 6.2 say; its database is emptied.
     """
-    if other := os.environ.get("DARKROOM_TEST_REDIS_URL"):
+    if other := os.environ.get("TEST_REDIS_URL"):
         yield other
         return
     server = EmbeddedValkey(tmp_path_factory.mktemp("valkey"), fsync="off")
