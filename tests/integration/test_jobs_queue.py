@@ -9,6 +9,7 @@ from rq.job import Job as Bell
 from rq.serializers import JSONSerializer
 
 from service.contract.errors import FailureCode
+from service.contract.events import event_id
 from service.contract.generation import ResultImage, Timings
 from service.contract.job import JobError, Status
 from service.jobs import documents
@@ -262,7 +263,7 @@ def test_the_outbox_names_started_once_and_the_end_replaces_it(redis_client: red
     assert redis_client.zcard(key("outbox")) == 0
     error = JobError(code="internal", message="m", retryable=True)
     store.commit("gen_1", "e1", Outcome(Status.FAILED, error=error))
-    assert redis_client.zrange(key("outbox"), 0, -1) == ["evt_gen_1_failed"]
+    assert redis_client.zrange(key("outbox"), 0, -1) == [event_id("gen_1", "generation.failed")]
     event = redis_client.hgetall(key("event", "evt_gen_1_failed"))
     assert (event["job"], event["type"]) == ("gen_1", "generation.failed")
     assert event["revision"] == redis_client.hget(key("job", "gen_1"), "revision")
