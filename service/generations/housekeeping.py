@@ -10,6 +10,7 @@ import structlog
 from service.contract.errors import Overloaded, Unavailable
 from service.jobs.async_store import AsyncJobStore
 from service.jobs.reaper import Patience
+from service.jobs.soundness import Finding
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +26,8 @@ class Housekeeping:
         self._interval_s = interval_s
         self._memory_ratio: float | None = None
         self._patience = Patience()
+        #: Told once, and again when they change.
+        self._concerns: tuple[Finding, ...] = ()
 
     def check(self) -> None:
         """Return, or raise `Overloaded` where memory is left for claims and commits only."""
@@ -55,6 +58,10 @@ class Housekeeping:
         """Look at the memory; take back leases that ran out, end what is past its deadline, ring lost bells."""
         server = await self._store.server()
         self._memory_ratio = server.memory_ratio
+        if server.concerns != self._concerns:
+            self._concerns = server.concerns
+            for each in server.concerns:
+                log.warning("redis_unsound", check=each.check, found=each.found, advice=each.advice)
         take_back = self._patience.may_take_back(now_s=time.monotonic(), uptime_s=server.uptime_s)
         done = await self._store.reap(take_back=take_back)
         if done.leases or done.deadlines:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from pydantic import ValidationError
 
@@ -18,6 +18,7 @@ from service.contract.job import Job, JobError, Status
 from service.contract.worker import WorkerRecord
 from service.jobs import documents
 from service.jobs.queue import bell_fields, bell_id
+from service.jobs.soundness import Finding, judge_redis
 
 Argument = str | bytes | int | float
 
@@ -97,6 +98,18 @@ class ServerState:
     uptime_s: float
     #: Used memory ÷ maxmemory; None where no limit is set.
     memory_ratio: float | None
+    #: What an operator should know of it; empty where all is well.
+    concerns: tuple[Finding, ...] = ()
+
+
+def server_state(info: Mapping[str, Any]) -> ServerState:
+    """Read the reply of INFO."""
+    limit = int(info.get("maxmemory", 0))
+    return ServerState(
+        uptime_s=float(info["uptime_in_seconds"]),
+        memory_ratio=int(info["used_memory"]) / limit if limit else None,
+        concerns=tuple(finding for finding in judge_redis(info) if finding.verdict != "ok"),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,9 +132,9 @@ class JobStore:
         pipe.zrem(key("agents"), agent_id)
         pipe.execute()
 
-    def uptime_s(self) -> float:
-        """Return for how long the server has been up, s."""
-        return float(self._redis.info("server")["uptime_in_seconds"])
+    def server(self) -> commands.ServerState:
+        """Return what Redis says of itself."""
+        return commands.server_state(self._redis.info())
 
     def models(self) -> list[commands.RegisteredModel]:
         """Return every model a worker has shown, the default first."""

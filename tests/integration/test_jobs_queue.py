@@ -287,3 +287,14 @@ def test_two_claims_of_one_execution_are_one_job(store: JobStore) -> None:
     other = store.claim("default", "other", "agent")
     assert other is not None
     assert other.id == "gen_2"
+
+
+def test_a_redis_that_may_forget_is_named_with_what_to_do(redis_client: redis.Redis, store: JobStore) -> None:
+    redis_client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        concerns = {each.check: each.advice for each in store.server().concerns}
+    finally:
+        redis_client.config_set("maxmemory-policy", "noeviction")
+    assert "noeviction" in concerns["Redis eviction"]
+    # The session's server writes no file.
+    assert "appendonly yes" in concerns["Redis persistence"]

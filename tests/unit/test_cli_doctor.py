@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from service.cli.doctor import Finding, examine, is_patched, judge_redis, read_catalogue
+from service.cli.doctor import examine, read_catalogue
+from service.jobs.soundness import Finding, is_patched, judge_redis
 
 
 def verdicts(info: dict[str, object]) -> list[str]:

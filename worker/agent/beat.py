@@ -132,8 +132,9 @@ class Beat:
     def _reap(self) -> None:
         patience = Patience()
         while not self._stopped.wait(_REAP_S * random.uniform(0.8, 1.2)):  # noqa: S311 - spreads passes
-            uptime_s = self._store.uptime_s()
-            done = self._store.reap(take_back=patience.may_take_back(now_s=time.monotonic(), uptime_s=uptime_s))
+            server = self._store.server()
+            take_back = patience.may_take_back(now_s=time.monotonic(), uptime_s=server.uptime_s)
+            done = self._store.reap(take_back=take_back)
             if done.leases or done.deadlines:
                 log.info("reaped", leases=done.leases, deadlines=done.deadlines, bells=done.bells)
 
