@@ -1,6 +1,6 @@
 """How much of Redis one job takes, waiting and ended.
 
-    .venv/bin/python -m benchmarks.memory
+.venv/bin/python -m benchmarks.memory
 """
 
 from __future__ import annotations

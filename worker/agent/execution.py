@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from service.contract.engine import Finished, Generate, ImageDrawn, PhaseStarted, Refused, StepDone
 from service.contract.errors import RETRYABLE_FAILURES, FailureCode, GenerationFailed
@@ -43,6 +43,8 @@ _DECODE_S = 30.0
 _RETRY_S = 0.5
 #: s; the engine's silence is counted in such pieces.
 _WATCH_S = 1.0
+#: A script that failed this often on one record is not run again.
+_SCRIPT_FAILURES = 3
 #: s that an upload may take in all where the job has no deadline of its own.
 _UPLOAD_S = 600.0
 
@@ -326,13 +328,19 @@ class Execution:
             self._clean_up()
 
     def _patiently(self, call: Callable[[], str | Status | None]) -> str | Status | None:
-        """Repeat a call to Redis until it is answered: every script may be repeated."""
+        """Repeat a call to Redis until it is answered: every script may be repeated.
+
+        A script that fails on what it finds fails again; such a record is left to its lease.
+        """
+        failures = 0
         while True:
             try:
                 return call()
             except (RedisError, OSError) as err:
+                # Subclasses pass: no memory left, read-only, still loading.
+                failures += type(err) is ResponseError
                 log.warning("redis_unavailable", error=type(err).__name__)
-                if self._dropped.wait(_RETRY_S):
+                if failures >= _SCRIPT_FAILURES or self._dropped.wait(_RETRY_S):
                     raise _Dropped from err
 
     def _clean_up(self) -> None:
