@@ -61,9 +61,15 @@ def every_shape() -> list[Shape]:
 
 def held_out_shapes() -> list[Shape]:
     """Return the shapes that are never trained on: a fifth for each place, every colour pair nearly as often."""
-    rng = random.Random(3)  # noqa: S311
+    rng = random.Random(3)
     by_place = {place: [s for s in every_shape() if s.place == place] for place in PLACES}
     return [s for shapes in by_place.values() for s in rng.sample(shapes, HELD_OUT_SHAPES // len(PLACES))]
+
+
+def trained_shapes() -> list[Shape]:
+    """Return all other shapes."""
+    left_out = set(held_out_shapes())
+    return [shape for shape in every_shape() if shape not in left_out]
 
 
 @torch.no_grad()
@@ -81,8 +87,7 @@ def encode(vae: AutoencoderKL, drawings: Drawings) -> Latents:
             for styles in tqdm(subjects.rgba, desc="latents of drawings", unit="subject", leave=False)
         ]
     )
-    left_out = set(held_out_shapes())
-    shown = [shape for shape in every_shape() if shape not in left_out]
+    shown = trained_shapes()
     parts = [shown[i : i + 64] for i in range(0, len(shown), 64)]
     shapes = torch.cat(
         [
