@@ -6,10 +6,11 @@ PROMPT ?=
 
 BIN := .venv/bin
 RUN_EXTRAS := gateway worker cli embedded
-DEV_EXTRAS := $(RUN_EXTRAS) dev
+DEV_EXTRAS := $(RUN_EXTRAS) training dev
+TRAINING_STAGES := data autoencoder text-encoder denoiser lora controlnet textual-inversion classifier evaluate
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check check-gateway openapi bench clean environment environment-dev
+.PHONY: help run test check check-gateway openapi bench train clean environment environment-dev
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +49,9 @@ bench: environment-dev ## Measure what docs/performance.md reports
 	$(BIN)/python -m benchmarks.rates
 	$(BIN)/python -m benchmarks.memory
 
-clean: ## Remove caches and the environment; data in .darkroom stays
+train: environment-dev ## Train the model in the box anew, every stage; two to three hours on two cores
+	@for stage in $(TRAINING_STAGES); do $(BIN)/python -m training $$stage || exit 1; done
+
+clean: ## Remove caches and the environment; data in .darkroom and .training stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
-	find service worker tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find service worker training tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """The autoencoder: pictures to latents a sixteenth in size (4 × 16 × 16 for 3 × 64 × 64) and back.
 
-As in Rombach et al. 2022, without the discriminator: at 64 px a reconstruction loss that looks at edges is sharp enough.
-Two things are of this model's own. The first three latent channels are pulled towards the picture's 4 × 4 averages, so
+As in Rombach et al. 2022, without the discriminator: at 64 px a reconstruction loss that looks at edges is sharp
+enough. Two things are of this model's own. The first three latent channels are pulled towards the picture's 4 × 4 averages, so
 that latents stay smooth, which makes them easy to denoise, and show a preview by themselves. And the posterior starts
 narrow (`networks.start_narrow`): the KL term is there to keep it from collapsing, not to make latents normal; their
 scale is set to unit variance at the end (`scaling_factor`), which is what the noise schedule counts on.
@@ -46,7 +46,7 @@ def train(work: Path, recipe: Recipe = RECIPE, start: Path | None = None) -> Non
 
 def held_out(rendered: Drawings) -> torch.Tensor:
     """Return drawings that no stage trains on, on mixed backgrounds: (n, 3, 64, 64)."""
-    rng = random.Random(1)  # noqa: S311
+    rng = random.Random(1)
     colours = list(BACKGROUNDS.values())
     chosen = rendered.others().rgba[_HELD_OUT_EVERY // 2 :: _HELD_OUT_EVERY]
     flat = chosen.reshape(-1, *chosen.shape[2:])
@@ -114,7 +114,7 @@ def _any_background(rng: random.Random) -> tuple[int, int, int]:
 def _save(work: Path, rendered: Drawings, averages: Modules) -> None:
     vae = averages["vae"]
     assert isinstance(vae, AutoencoderKL)
-    pictures, rng = _Pictures(rendered), random.Random(2)  # noqa: S311
+    pictures, rng = _Pictures(rendered), random.Random(2)
     latents = vae.encode(to_tensor(np.stack([pictures.draw(rng) for _ in range(400)]))).latent_dist
     vae.register_to_config(scaling_factor=round(1 / latents.mean.std().item(), 4))
     vae.save_pretrained(work / "autoencoder" / "weights")

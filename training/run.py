@@ -85,7 +85,7 @@ def train(name: str, folder: Path, recipe: Recipe, modules: Modules, loss_of: Lo
                 run.checkpoint()
                 save(run.averages)
     if run.step < recipe.steps:
-        print(f"{name}: stopped at step {run.step}; the same command goes on from there", file=sys.stderr)  # noqa: T201
+        print(f"{name}: stopped at step {run.step}; the same command goes on from there", file=sys.stderr)
     return run.step == recipe.steps
 
 
@@ -109,7 +109,7 @@ class _StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
         self.asked = True
         signal.signal(number, self._before[number])
 
@@ -145,7 +145,8 @@ class _Run:
         self.step += 1
         with torch.no_grad():
             decay = min(recipe.ema_decay, self.step / (9 + self.step))  # a short memory at first
-            torch._foreach_lerp_(self._averaged, self._live, 1 - decay)  # noqa: SLF001  # pyright: ignore
+            for average, live in zip(self._averaged, self._live, strict=True):
+                average.lerp_(live, 1 - decay)
         self._recent = [*self._recent[-99:], loss.item()]
         return sum(self._recent) / len(self._recent)
 
@@ -156,7 +157,7 @@ class _Run:
             number=self.step,
             fraction=self.step / recipe.steps,
             batch=recipe.batch,
-            rng=random.Random(seed),  # noqa: S311
+            rng=random.Random(seed),
             generator=torch.Generator().manual_seed(seed),
         )
 

@@ -1,11 +1,12 @@
 """A tokenizer with the part of CLIP's vocabulary that the captions need.
 
-CLIP's byte-pair encoding has 49 408 entries; with 128 numbers each they would outweigh the denoiser. Kept are the bytes,
-the commonest merges, and every merge that spells a word of the captions: these words get the pieces that CLIP would
-give them, any other text falls back to shorter pieces and at last to bytes.
+CLIP's byte-pair encoding has 49 408 entries; at 128 numbers each they would nearly outweigh the denoiser. Kept are the
+bytes, the commonest merges, and every merge that spells a word of the captions: these words get the pieces that CLIP
+would give them, any other text falls back to shorter pieces and at last to bytes.
 """
 
 import gzip
+import itertools
 import re
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def _ranks_that_spell(word: str, rank: dict[Merge, int]) -> set[int]:
     """Return the ranks of the merges that byte-pair encoding applies to a word (Sennrich et al. 2016)."""
     pieces = [*word[:-1], word[-1] + "</w>"]
     used: set[int] = set()
-    while pairs := [pair for pair in zip(pieces, pieces[1:], strict=False) if pair in rank]:
+    while pairs := [pair for pair in itertools.pairwise(pieces) if pair in rank]:
         best = min(pairs, key=rank.__getitem__)
         used.add(rank[best])
         merged: list[str] = []

@@ -1,0 +1,88 @@
+"""`python -m training STAGE`: one command a stage, in the order of `--help`. What a stage makes, the next one reads.
+
+Every stage shows its progress, may be stopped by Ctrl-C, and goes on when it is started again.
+"""
+
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Train the model in the box, stage by stage.",
+    rich_markup_mode=None,
+)
+
+Work = Annotated[Path, typer.Option(help="Where stages keep what they make.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Training steps, if not the recipe's.")]
+Rate = Annotated[float | None, typer.Option(min=0, help="Peak learning rate, if not the recipe's.")]
+Start = Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="Weights to go on from.")]
+Base = Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="The pipeline, if not the trained one.")]
+
+_WORK = Path(".training")
+
+
+@app.command()
+def data(work: Work = _WORK) -> None:
+    """Fetch the packages and render the drawings. 20 s."""
+    from training import drawings  # noqa: PLC0415
+
+    rendered = drawings.render(work)
+    typer.echo(f"{len(rendered.labels)} emoji in {work / 'drawings.npz'}")
+
+
+@app.command()
+def autoencoder(work: Work = _WORK, steps: Steps = None, learning_rate: Rate = None, start: Start = None) -> None:
+    """Pictures to latents and back. 10 min."""
+    _train("autoencoder", work, steps, learning_rate, start=start)
+
+
+@app.command()
+def text_encoder(work: Work = _WORK, steps: Steps = None, learning_rate: Rate = None) -> None:
+    """From captions to meaning, before there is a denoiser. 5 min."""
+    _train("text_encoder", work, steps, learning_rate)
+
+
+@app.command()
+def denoiser(work: Work = _WORK, steps: Steps = None, learning_rate: Rate = None, start: Start = None) -> None:
+    """Denoise latents by captions: the model proper. 90 min."""
+    _train("denoiser", work, steps, learning_rate, start=start)
+
+
+@app.command()
+def lora(work: Work = _WORK, steps: Steps = None, learning_rate: Rate = None, base: Base = None) -> None:
+    """A fourth drawing style, as a LoRA."""
+    _train("lora", work, steps, learning_rate, base=base)
+
+
+@app.command()
+def controlnet(work: Work = _WORK, steps: Steps = None, learning_rate: Rate = None, base: Base = None) -> None:
+    """Draw along given edges, as a ControlNet."""
+    _train("controlnet", work, steps, learning_rate, base=base)
+
+
+@app.command()
+def textual_inversion(work: Work = _WORK, steps: Steps = None, learning_rate: Rate = None, base: Base = None) -> None:
+    """A new word, as a textual inversion."""
+    _train("textual_inversion", work, steps, learning_rate, base=base)
+
+
+@app.command()
+def classifier(work: Work = _WORK, steps: Steps = None, learning_rate: Rate = None) -> None:
+    """Name the subject of a picture: the evaluation's ruler, no part of the model. 4 min."""
+    _train("classifier", work, steps, learning_rate)
+
+
+def _train(stage: str, work: Path, steps: int | None, learning_rate: float | None, **options: Path | None) -> None:
+    module = importlib.import_module(f"training.{stage}")  # torch and diffusers take seconds: not for --help
+    given = {"steps": steps, "learning_rate": learning_rate}
+    recipe = dataclasses.replace(module.RECIPE, **{k: v for k, v in given.items() if v is not None})
+    module.train(work, recipe, **options)
+
+
+if __name__ == "__main__":
+    app()
