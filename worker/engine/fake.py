@@ -57,16 +57,19 @@ class FakeEngine:
         """Greet, then work."""
         self._outbox.send(Hello(pid=os.getpid(), device="fake", capacity=1, versions={}))
         while True:
-            message, _buffers = self._inbox.next()
-            match message:
-                case LoadModel():
-                    answer = _load(message.entry)
-                    if isinstance(answer, ModelLoaded):
-                        self._models.add(message.entry.id)
-                    self._outbox.send(answer)
-                case Generate():
-                    self._outbox.send(self._draw(message))
-                    self._inbox.close(message.execution_id)
+            for message, _buffers in self._inbox.take(wait=True):
+                self._answer(message)
+
+    def _answer(self, message: LoadModel | Generate) -> None:
+        match message:
+            case LoadModel():
+                answer = _load(message.entry)
+                if isinstance(answer, ModelLoaded):
+                    self._models.add(message.entry.id)
+                self._outbox.send(answer)
+            case Generate():
+                self._outbox.send(self._draw(message))
+                self._inbox.close(message.execution_id)
 
     def _draw(self, request: Generate) -> Finished | Refused:
         spec, execution_id = request.spec, request.execution_id

@@ -1,0 +1,107 @@
+"""The continuous batch: at each tick one call for all requests that want the same call next.
+
+    strands ──share──▶ rounds, by key ──whose turn──▶ one call, as wide as fits ──results──▶ strands go on
+
+Requests join by starting a strand, leave by ending theirs, and meet in between for as long as their keys are equal.
+Nothing here knows what the work is: denoiser calls, prompts to encode and latents to decode are all queued alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import structlog
+import torch
+
+from worker.engine.faults import Fault, classify, free_memory
+from worker.engine.rounds import Rounds
+from worker.engine.rows import CudaGauge, NoGauge, RowLimits
+from worker.engine.strands import Hub, SharedWork, Strand
+
+log = structlog.get_logger()
+
+Waiting = tuple[Strand, SharedWork]
+
+
+class Batch:
+    """Owns the strands of one device. Everything happens on the thread that calls `tick`."""
+
+    def __init__(
+        self, limits: RowLimits, *, lost: Callable[[Exception], None], rounds: Rounds[Waiting] | None = None
+    ) -> None:
+        """`lost` is called with an error after which the device cannot be trusted; it should not return."""
+        self.hub = Hub(parked=self._parked)
+        self._limits = limits
+        self._lost = lost
+        self._rounds: Rounds[Waiting] = rounds or Rounds()
+        #: Calls made, and rows in them: their quotient is what batching gains.
+        self.calls = 0
+        self.rows = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a tick has something to do."""
+        return self.hub.has_ready or len(self._rounds) > 0
+
+    def tick(self) -> None:
+        """Let every strand go on that can; then make one call and hand out its results."""
+        self.hub.run()
+        if len(self._rounds):
+            key = self._rounds.next_turn()
+            taken = self._rounds.take(key, lambda waiting: waiting[1].rows, self._limits.limit(key))
+            # Who was stopped while waiting is still in the queue, and waits for something else or nothing.
+            waiting = [(strand, work) for strand, work in taken if strand.work is work]
+            if waiting:
+                self._call(waiting)
+        self.hub.run()
+
+    def _parked(self, strand: Strand) -> None:
+        assert strand.work is not None
+        self._rounds.add(strand.work.key, (strand, strand.work))
+
+    def _call(self, waiting: list[Waiting]) -> None:
+        key, rows = waiting[0][1].key, sum(work.rows for _, work in waiting)
+        works = [work for _, work in waiting]
+        begun_s = time.perf_counter()
+        out_of_memory = False
+        try:
+            results = self._limits.measure(
+                key, rows, lambda: works[0].together(works) if works[1:] else [works[0].alone()]
+            )
+        except Exception as err:  # noqa: BLE001 - it belongs to whichever strand's work it was
+            fault = classify(err)
+            if fault is Fault.DEVICE:
+                self._lost(err)
+            out_of_memory = fault is Fault.OUT_OF_MEMORY
+            if len(waiting) == 1:
+                self.hub.wake(waiting[0][0], error=err)
+                return
+        else:
+            for (strand, _), result in zip(waiting, results, strict=True):
+                self.hub.wake(strand, result)
+            self._rounds.took(key, time.perf_counter() - begun_s)
+            self.calls, self.rows = self.calls + 1, self.rows + rows
+            return
+        # Outside of the handler, whose error keeps the failed call's tensors.
+        if out_of_memory:
+            free_memory()
+            self._limits.failed(key, rows)
+            for strand, _ in waiting:
+                self._parked(strand)
+            log.warning("call_did_not_fit", rows=rows)
+        else:
+            self._find_culprit(waiting)
+
+    def _find_culprit(self, waiting: list[Waiting]) -> None:
+        """Do each work alone: the one at fault gets its error, the others their results."""
+        log.warning("shared_call_failed", works=len(waiting))
+        for one in waiting:
+            self._call([one])
+
+
+def row_limits(device: torch.device) -> RowLimits:
+    """Return the limits of a device: measured where it has memory of its own."""
+    if device.type == "cuda":
+        return RowLimits(CudaGauge(device), cautious=True)
+    return RowLimits(NoGauge(), cautious=False)
