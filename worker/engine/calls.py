@@ -33,8 +33,8 @@ class DenoiserCall:
         """`alone`: share this call with no other, whatever it costs."""
         self._module, self._args, self._kwargs = module, args, kwargs
         self._named = dict(zip(_POSITIONAL, args, strict=False)) | dict(kwargs)
-        self._leaves = dict(_leaves(self._named))
-        self.rows = _count_rows(self._leaves)
+        self.leaves = dict(_leaves(self._named))
+        self.rows = _count_rows(self.leaves)
         self.key: Hashable = object() if alone else (id(module), *self._signature())
 
     def alone(self) -> Any:
@@ -45,14 +45,14 @@ class DenoiserCall:
         """Return each call's rows of what the module returns for all of them at once."""
         if len(works) == 1:
             return [works[0].alone()]
-        joined = {path: _join(path, [work._leaves[path] for work in works], works) for path in self._leaves}
+        joined = {path: _join(path, [work.leaves[path] for work in works], works) for path in self.leaves}
         returned = self._module(**_rebuilt(self._named, joined))
         sizes = [work.rows for work in works]
         parts = {path: leaf.split(sizes) for path, leaf in _leaves(returned) if isinstance(leaf, torch.Tensor)}
         return [_rebuilt(returned, {path: split[i] for path, split in parts.items()}) for i in range(len(works))]
 
     def _signature(self) -> Iterator[Hashable]:
-        for path, leaf in self._leaves.items():
+        for path, leaf in self.leaves.items():
             if not isinstance(leaf, torch.Tensor):
                 yield path, type(leaf), leaf if isinstance(leaf, Hashable) else id(leaf)
             elif path[-1] == _TIMESTEP:
@@ -105,7 +105,7 @@ def _join(path: Path, values: Sequence[Any], works: Sequence[DenoiserCall]) -> A
 
 def _join_timesteps(values: Sequence[Any], works: Sequence[DenoiserCall]) -> torch.Tensor:
     """Return one timestep a row. Schedulers disagree on the number format; the embedding begins by making it float32."""
-    device = next(leaf.device for leaf in works[0]._leaves.values() if isinstance(leaf, torch.Tensor) and leaf.dim())
+    device = next(leaf.device for leaf in works[0].leaves.values() if isinstance(leaf, torch.Tensor) and leaf.dim())
     rows = [
         torch.as_tensor(value, device=device).reshape(-1).expand(work.rows)
         for value, work in zip(values, works, strict=True)

@@ -19,17 +19,17 @@ class PromptWork:
 
     def __init__(self, model: LoadedModel, spec: GenerationSpec, *, alone: bool) -> None:
         """`alone`: share the text encoders with no other request."""
-        self._model, self._spec = model, spec
+        self._model, self.spec = model, spec
         alike = (id(model.pipeline), "prompts", stages.is_guided(model, spec), bool(spec.negative_prompt))
         self.key: Hashable = object() if alone else alike
 
     def alone(self) -> Embeddings:
         """Return the embeddings, exactly as the stock pipeline makes them."""
-        return stages.encode_prompts(self._model, [self._spec])[0]
+        return stages.encode_prompts(self._model, [self.spec])[0]
 
     def together(self, works: Sequence[PromptWork]) -> list[Embeddings]:
         """Return the embeddings of each."""
-        return stages.encode_prompts(self._model, [work._spec for work in works])
+        return stages.encode_prompts(self._model, [work.spec for work in works])
 
 
 class LatentsWork:
@@ -39,15 +39,15 @@ class LatentsWork:
 
     def __init__(self, model: LoadedModel, latents: torch.Tensor, *, in_float32: bool, alone: bool) -> None:
         """`in_float32`: whatever format the model is kept in. `alone`: decode nothing else in the same call."""
-        self._model, self._latents, self._in_float32 = model, latents, in_float32
+        self._model, self.latents, self._in_float32 = model, latents, in_float32
         alike = (id(model.pipeline), "latents", in_float32, tuple(latents.shape[1:]), latents.dtype)
         self.key: Hashable = object() if alone else alike
 
     def alone(self) -> torch.Tensor:
         """Return the picture, (1, 3, height, width), exactly as the stock pipeline decodes it."""
-        return stages.decode(self._model, self._latents, in_float32=self._in_float32)
+        return stages.decode(self._model, self.latents, in_float32=self._in_float32)
 
     def together(self, works: Sequence[LatentsWork]) -> list[torch.Tensor]:
         """Return the picture of each."""
-        joined = torch.cat([work._latents for work in works])
+        joined = torch.cat([work.latents for work in works])
         return list(stages.decode(self._model, joined, in_float32=self._in_float32).split(1))
