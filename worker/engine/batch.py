@@ -8,8 +8,10 @@ Nothing here knows what the work is: denoiser calls, prompts to encode and laten
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 import torch
@@ -27,14 +29,12 @@ Waiting = tuple[Strand, SharedWork]
 class Batch:
     """Owns the strands of one device. Everything happens on the thread that calls `tick`."""
 
-    def __init__(
-        self, limits: RowLimits, *, lost: Callable[[Exception], None], rounds: Rounds[Waiting] | None = None
-    ) -> None:
+    def __init__(self, limits: RowLimits, *, lost: Callable[[Exception], None]) -> None:
         """`lost` is called with an error after which the device cannot be trusted; it should not return."""
         self.hub = Hub(parked=self._parked)
         self._limits = limits
         self._lost = lost
-        self._rounds: Rounds[Waiting] = rounds or Rounds()
+        self._rounds: Rounds[Waiting] = Rounds()
         #: Calls made, and rows in them: their quotient is what batching gains.
         self.calls = 0
         self.rows = 0
@@ -56,9 +56,8 @@ class Batch:
                 self._call(waiting)
         self.hub.run()
 
-    def _parked(self, strand: Strand) -> None:
-        assert strand.work is not None
-        self._rounds.add(strand.work.key, (strand, strand.work))
+    def _parked(self, strand: Strand, work: SharedWork) -> None:
+        self._rounds.add(work.key, (strand, work))
 
     def _call(self, waiting: list[Waiting]) -> None:
         key, rows = waiting[0][1].key, sum(work.rows for _, work in waiting)
@@ -66,9 +65,7 @@ class Batch:
         begun_s = time.perf_counter()
         out_of_memory = False
         try:
-            results = self._limits.measure(
-                key, rows, lambda: works[0].together(works) if works[1:] else [works[0].alone()]
-            )
+            results = self._limits.measure(key, rows, functools.partial(_do, works))
         except Exception as err:  # noqa: BLE001 - it belongs to whichever strand's work it was
             fault = classify(err)
             if fault is Fault.DEVICE:
@@ -87,8 +84,8 @@ class Batch:
         if out_of_memory:
             free_memory()
             self._limits.failed(key, rows)
-            for strand, _ in waiting:
-                self._parked(strand)
+            for strand, work in waiting:
+                self._parked(strand, work)
             log.warning("call_did_not_fit", rows=rows)
         else:
             self._find_culprit(waiting)
@@ -98,6 +95,10 @@ class Batch:
         log.warning("shared_call_failed", works=len(waiting))
         for one in waiting:
             self._call([one])
+
+
+def _do(works: list[SharedWork]) -> list[Any]:
+    return works[0].together(works) if len(works) > 1 else [works[0].alone()]
 
 
 def row_limits(device: torch.device) -> RowLimits:

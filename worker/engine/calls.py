@@ -1,9 +1,9 @@
 """A call of a denoiser, as a pipeline makes it, and how several become one.
 
-Rows of a call are independent: a U-Net or a transformer gives row i of its batch what it would give it alone, up to the
-rounding of differently shaped sums. So calls may be joined where everything but the rows is equal: the module, the names
-of the arguments, every tensor's shape behind its first dimension and its number format, and every plain value.
-Prompts, timesteps, guidance and noise are rows.
+Rows of a call are independent: a U-Net or a transformer gives row i of its batch what it would give it alone, up to
+the rounding of differently shaped sums. So calls may be joined where everything but the rows is equal: the module, the
+names of the arguments, every tensor's shape behind its first dimension and its number format, and every plain value.
+Prompts, timesteps and noise are rows; guidance, samplers and step counts are not in the call at all.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _join(path: Path, values: Sequence[Any], works: Sequence[DenoiserCall]) -> A
 
 
 def _join_timesteps(values: Sequence[Any], works: Sequence[DenoiserCall]) -> torch.Tensor:
-    """Return one timestep a row. Schedulers disagree on the number format; the embedding begins by making it float32."""
+    """Return one timestep a row; in float32, as which they are embedded, where schedulers disagree on the format."""
     device = next(leaf.device for leaf in works[0].leaves.values() if isinstance(leaf, torch.Tensor) and leaf.dim())
     rows = [
         torch.as_tensor(value, device=device).reshape(-1).expand(work.rows)
@@ -117,8 +117,6 @@ def _join_timesteps(values: Sequence[Any], works: Sequence[DenoiserCall]) -> tor
 
 def _content(tensor: torch.Tensor) -> bytes:
     """Return the numbers themselves. A pipeline hands over the same few small tensors at every step."""
-    return (
-        tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        if tensor.dim()
-        else repr(tensor.item()).encode()
-    )
+    if tensor.dim() == 0:
+        return repr(tensor.item()).encode()
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -14,6 +14,8 @@ MOST_ROWS = 64
 _SHARE = 0.8
 #: Kinds of calls that are remembered.
 _KEYS = 512
+
+T = TypeVar("T")
 
 
 class MemoryGauge(Protocol):
@@ -74,7 +76,7 @@ class RowLimits:
     """The most rows of a call by its key. A call that ran out of memory halves its key's limit for good."""
 
     def __init__(self, gauge: MemoryGauge, *, cautious: bool, most: int = MOST_ROWS) -> None:
-        """`cautious`: begin with one request where nothing is known yet, as a device with memory of its own asks for."""
+        """`cautious`: begin with one request where nothing is known yet, as a device's own memory asks for."""
         self._gauge = gauge
         self._cautious = cautious
         self._most = most
@@ -87,7 +89,7 @@ class RowLimits:
         proven, ceiling = self._known.get(key, (start, self._most))
         return min(proven, ceiling)
 
-    def measure(self, key: Hashable, rows: int, call: Callable[[], object]) -> object:
+    def measure(self, key: Hashable, rows: int, call: Callable[[], T]) -> T:
         """Make the call and learn from it; what it raises is raised, and is learnt from by `failed`."""
         self._gauge.begin()
         result = call()

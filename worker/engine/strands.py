@@ -71,7 +71,7 @@ class Strand(greenlet.greenlet):
         """Wait until the work is done; return its result or raise its error."""
         self._hub.check_thread_state()
         self.work = work
-        self._hub.parked(self)
+        self._hub.parked(self, work)
         return self._hub.main.switch()
 
     def gather(self, bodies: Sequence[Callable[[], T]]) -> list[T]:
@@ -98,8 +98,8 @@ class Strand(greenlet.greenlet):
 class Hub:
     """Runs strands, one at a time, each until it waits for something."""
 
-    def __init__(self, parked: Callable[[Strand], None]) -> None:
-        """`parked` is called with a strand that waits for its `work`; it is gone on with by `wake`."""
+    def __init__(self, parked: Callable[[Strand, SharedWork], None]) -> None:
+        """`parked` is called with a strand and the work that it waits for; `wake` lets it go on."""
         self.main = greenlet.getcurrent()
         self.parked = parked
         self._ready: deque[tuple[Strand, Any, BaseException | None]] = deque()
@@ -148,9 +148,7 @@ class Hub:
         """
         found = _thread_state()
         if found != self._thread_state:
-            raise RuntimeError(
-                f"a strand may not wait with torch set to {found}; the engine runs at {self._thread_state}"
-            )
+            raise RuntimeError(f"a strand may not wait with torch at {found}; the engine is at {self._thread_state}")
 
 
 def share(work: SharedWork) -> Any:
