@@ -146,7 +146,7 @@ def _load(entry: CatalogEntry) -> ModelLoaded | ModelFailed:
 def main() -> NoReturn:
     """Run until the agent closes its end of the pipe."""
     parser = argparse.ArgumentParser()
-    for name in ("--fd-in", "--fd-out", "--threads"):
+    for name in ("--fd-in", "--fd-out", "--threads", "--capacity"):
         parser.add_argument(name, type=int, required=True)
     for name in ("--log-format", "--log-level"):
         parser.add_argument(name, required=True)
