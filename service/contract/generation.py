@@ -107,7 +107,7 @@ class Timings(_Frozen):
     #: Pixels → PNG, JPEG or WebP.
     compress_s: float = 0.0
     upload_s: float = 0.0
-    #: Engine time spent on this job: encode + denoise + decode.
+    #: Engine time spent on this job. Of a call shared with other jobs, the part that its rows were of all.
     gpu_s: float = 0.0
 
 

@@ -9,7 +9,7 @@ Nothing here knows what the work is: denoiser calls, prompts to encode and laten
 from __future__ import annotations
 
 import functools
-import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +17,7 @@ import structlog
 import torch
 
 from worker.engine.faults import Fault, classify, free_memory
+from worker.engine.meter import CudaMeter, HostMeter, Meter, Reading
 from worker.engine.rounds import Rounds
 from worker.engine.rows import CudaGauge, NoGauge, RowLimits
 from worker.engine.strands import Hub, SharedWork, Strand
@@ -29,10 +30,12 @@ Waiting = tuple[Strand, SharedWork]
 class Batch:
     """Owns the strands of one device. Everything happens on the thread that calls `tick`."""
 
-    def __init__(self, limits: RowLimits, *, lost: Callable[[Exception], None]) -> None:
+    def __init__(self, limits: RowLimits, meter: Meter, *, lost: Callable[[Exception], None]) -> None:
         """`lost` is called with an error after which the device cannot be trusted; it should not return."""
         self.hub = Hub(parked=self._parked)
         self._limits = limits
+        self._meter = meter
+        self._unsettled: deque[tuple[Reading, list[Waiting]]] = deque()
         self._lost = lost
         self._rounds: Rounds[Waiting] = Rounds()
         #: Calls made, and rows in them: their quotient is what batching gains.
@@ -56,13 +59,23 @@ class Batch:
                 self._call(waiting)
         self.hub.run()
 
+    def settle(self) -> None:
+        """Charge calls that have ended: to their key's cost, and to every strand the part of it that its rows are."""
+        while self._unsettled and (seconds := self._unsettled[0][0].seconds()) is not None:
+            _, waiting = self._unsettled.popleft()
+            rows = sum(work.rows for _, work in waiting)
+            self._rounds.took(waiting[0][1].key, seconds)
+            for strand, work in waiting:
+                strand.spent_s += seconds * work.rows / rows
+
     def _parked(self, strand: Strand, work: SharedWork) -> None:
         self._rounds.add(work.key, (strand, work))
 
     def _call(self, waiting: list[Waiting]) -> None:
         key, rows = waiting[0][1].key, sum(work.rows for _, work in waiting)
         works = [work for _, work in waiting]
-        begun_s = time.perf_counter()
+        self.settle()
+        self._meter.begin()
         out_of_memory = False
         try:
             results = self._limits.measure(key, rows, functools.partial(_do, works))
@@ -77,7 +90,7 @@ class Batch:
         else:
             for (strand, _), result in zip(waiting, results, strict=True):
                 self.hub.wake(strand, result)
-            self._rounds.took(key, time.perf_counter() - begun_s)
+            self._unsettled.append((self._meter.end(), waiting))
             self.calls, self.rows = self.calls + 1, self.rows + rows
             return
         # Outside of the handler, whose error keeps the failed call's tensors.
@@ -101,8 +114,8 @@ def _do(works: list[SharedWork]) -> list[Any]:
     return works[0].together(works) if len(works) > 1 else [works[0].alone()]
 
 
-def row_limits(device: torch.device) -> RowLimits:
-    """Return the limits of a device: measured where it has memory of its own."""
+def batch_for(device: torch.device, *, lost: Callable[[Exception], None]) -> Batch:
+    """Return a batch for a device: a GPU's memory and time are measured on the GPU."""
     if device.type == "cuda":
-        return RowLimits(CudaGauge(device), cautious=True)
-    return RowLimits(NoGauge(), cautious=False)
+        return Batch(RowLimits(CudaGauge(device), cautious=True), CudaMeter(device), lost=lost)
+    return Batch(RowLimits(NoGauge(), cautious=False), HostMeter(), lost=lost)

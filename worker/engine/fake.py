@@ -95,6 +95,7 @@ class FakeEngine:
             encode_s=0,
             denoise_s=time.monotonic() - begun_s,
             decode_s=0,
+            gpu_s=time.monotonic() - begun_s,
             receipt=Receipt(model_sha256=_SHA256, scheduler_config_sha256=_SHA256, device="fake", dtype="float32"),
         )
 

@@ -12,7 +12,7 @@ import torch
 from service.contract.catalog import CatalogEntry
 from service.contract.engine import Finished, Generate, Hello, LoadModel, ModelFailed, ModelLoaded, Refused
 from service.contract.errors import FailureCode
-from worker.engine.batch import Batch, row_limits
+from worker.engine.batch import batch_for
 from worker.engine.channel import Inbox, Outbox
 from worker.engine.drawing import Drawing, library_versions
 from worker.engine.faults import Fault, classify, free_memory, report
@@ -34,7 +34,7 @@ class Engine:
         self._outbox = outbox
         self._capacity = capacity or suitable_capacity(self._device)
         self._models: dict[str, LoadedModel] = {}
-        self._batch = Batch(row_limits(self._device), lost=_exit)
+        self._batch = batch_for(self._device, lost=_exit)
         self._strands: dict[str, Strand] = {}
 
     def run(self) -> NoReturn:
@@ -58,7 +58,10 @@ class Engine:
         """Let a request join the batch."""
 
         def draw_and_answer() -> None:
-            self._outbox.send(self._draw(request, buffers))
+            answer = self._draw(request, buffers)
+            self._batch.settle()
+            spent_s = self._strands[request.execution_id].spent_s
+            self._outbox.send(answer.model_copy(update={"gpu_s": spent_s}) if isinstance(answer, Finished) else answer)
             self._inbox.close(request.execution_id)
             del self._strands[request.execution_id]
 

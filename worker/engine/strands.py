@@ -51,6 +51,8 @@ class Strand(greenlet.greenlet):
         self.work: SharedWork | None = None
         self.result: Any = None
         self.error: BaseException | None = None
+        #: Its part of the device's time so far, that of ended branches included, s.
+        self.spent_s = 0.0
         self._hub = hub
         self._body = body
         self._ended = ended
@@ -81,6 +83,7 @@ class Strand(greenlet.greenlet):
             self._hub.wake(branch)
         self._hub.main.switch()
         branches, self._branches = self._branches, []
+        self.spent_s += sum(branch.spent_s for branch in branches)
         return [branch.result for branch in branches]
 
     def _branch_ended(self) -> None:
