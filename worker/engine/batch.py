@@ -58,6 +58,7 @@ class Batch:
             if waiting:
                 self._call(waiting)
         self.hub.run()
+        self.settle()
 
     def settle(self) -> None:
         """Charge calls that have ended: to their key's cost, and to every strand the part of it that its rows are."""
@@ -74,7 +75,6 @@ class Batch:
     def _call(self, waiting: list[Waiting]) -> None:
         key, rows = waiting[0][1].key, sum(work.rows for _, work in waiting)
         works = [work for _, work in waiting]
-        self.settle()
         self._meter.begin()
         out_of_memory = False
         try:
