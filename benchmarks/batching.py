@@ -3,9 +3,9 @@
     .venv/bin/python -m benchmarks.batching [--rounds 3] [--jobs 96] [--in-flight 16]
 
 The model has the structure of Stable Diffusion 1.5 with narrow layers and random weights, at 64 px: like the real one
-on a fast GPU, it is bound by the dispatch of its operations, not by their arithmetic. Steps, samplers, guidance and seeds
-are mixed. Both sides draw the same requests in turns, with one torch thread, on the same machine; the service's other
-processes have the other cores.
+on a fast GPU, it is bound by the dispatch of its operations, not by their arithmetic. Steps, samplers, guidance and
+seeds are mixed. Both sides draw the same requests in turns, with one torch thread, on the same machine; the service's
+other processes have the other cores.
 
 Second table: 4-step jobs that arrive while 30-step jobs keep the engine busy, for an engine that draws one request at a
 time and for one that draws many.
