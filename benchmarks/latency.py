@@ -12,7 +12,8 @@ import time
 
 import httpx
 
-from benchmarks.fleet import ROOT, fleet, machine, quantile
+from benchmarks.figures import machine, quantile
+from benchmarks.fleet import ROOT, fleet
 
 PROMPT = "a red circle on a blue background"
 

@@ -67,7 +67,7 @@ class Batch:
             rows = sum(work.rows for _, work in waiting)
             self._rounds.took(waiting[0][1].key, seconds)
             for strand, work in waiting:
-                strand.spent_s += seconds * work.rows / rows
+                strand.charge(seconds * work.rows / rows)
 
     def _parked(self, strand: Strand, work: SharedWork) -> None:
         self._rounds.add(work.key, (strand, work))

@@ -35,7 +35,8 @@ class DenoiserCall:
         self._named = dict(zip(_POSITIONAL, args, strict=False)) | dict(kwargs)
         self.leaves = dict(_leaves(self._named))
         self.rows = _count_rows(self.leaves)
-        self.key: Hashable = object() if alone else (id(module), *self._signature())
+        understood = len(args) <= len(_POSITIONAL)
+        self.key: Hashable = object() if alone or not understood else (id(module), *self._signature())
 
     def alone(self) -> Any:
         """Return what the module returns for the call as the pipeline made it."""
@@ -57,10 +58,8 @@ class DenoiserCall:
                 yield path, type(leaf), leaf if isinstance(leaf, Hashable) else id(leaf)
             elif path[-1] == _TIMESTEP:
                 yield path, str(leaf.device)
-            elif path[-1] in _WITHOUT_ROWS:
+            elif not _has_rows(path, leaf, self.rows):
                 yield path, tuple(leaf.shape), _content(leaf)
-            elif leaf.dim() == 0:
-                yield path, _content(leaf)
             else:
                 yield path, tuple(leaf.shape[1:]), leaf.dtype, str(leaf.device)
 
@@ -94,11 +93,16 @@ def _count_rows(leaves: Mapping[Path, Any]) -> int:
     raise TypeError("a denoiser was called without latents")
 
 
+def _has_rows(path: Path, tensor: torch.Tensor, rows: int) -> bool:
+    """Return whether the tensor has one row for each of the call's; others are given to all rows alike."""
+    return tensor.dim() > 0 and tensor.shape[0] == rows and path[-1] not in _WITHOUT_ROWS
+
+
 def _join(path: Path, values: Sequence[Any], works: Sequence[DenoiserCall]) -> Any:
     first = values[0]
     if path[-1] == _TIMESTEP:
         return _join_timesteps(values, works)
-    if not isinstance(first, torch.Tensor) or first.dim() == 0 or path[-1] in _WITHOUT_ROWS:
+    if not isinstance(first, torch.Tensor) or not _has_rows(path, first, works[0].rows):
         return first
     return torch.cat(list(values))
 

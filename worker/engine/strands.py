@@ -45,29 +45,32 @@ class Dropped(BaseException):
 class Strand(greenlet.greenlet):
     """One line of work."""
 
-    def __init__(self, hub: Hub, body: Callable[[], Any], ended: Callable[[], None]) -> None:
+    def __init__(self, hub: Hub, body: Callable[[], Any], owner: Strand | None = None) -> None:
+        """`owner` waits for this strand; what the body of one without raises leaves `Hub.run`."""
         super().__init__(parent=hub.main)
         #: What it waits for; None while it can go on, or waits for its branches.
         self.work: SharedWork | None = None
         self.result: Any = None
         self.error: BaseException | None = None
-        #: Its part of the device's time so far, that of ended branches included, s.
+        #: Its part of the device's time so far, that of its branches included, s.
         self.spent_s = 0.0
         self._hub = hub
         self._body = body
-        self._ended = ended
+        self._owner = owner
         self._branches: list[Strand] = []
 
     def run(self) -> None:
-        """Run the body; what it raises is kept for whoever waits for this strand."""
+        """Run the body; what it raises is kept until whoever waits for this strand has been told."""
         try:
             self.result = self._body()
-        except BaseException as err:  # noqa: BLE001 - see above
+        except BaseException as err:
+            if self._owner is None:
+                raise
             self.error = err
-        branches, self._branches = self._branches, []
-        for branch in branches:
-            self._hub.stop(branch, Dropped())
-        self._ended()
+        if self._owner is not None:
+            self._owner.branch_ended()
+        # Its traceback refers to this very strand, and would keep the tensors of all its frames.
+        self.error = None
 
     def share(self, work: SharedWork) -> Any:
         """Wait until the work is done; return its result or raise its error."""
@@ -78,21 +81,31 @@ class Strand(greenlet.greenlet):
 
     def gather(self, bodies: Sequence[Callable[[], T]]) -> list[T]:
         """Wait until every body has ended as a strand of its own, or one has failed."""
-        self._branches = [Strand(self._hub, body, self._branch_ended) for body in bodies]
+        self._hub.check_thread_state()
+        self._branches = [Strand(self._hub, body, owner=self) for body in bodies]
         for branch in self._branches:
             self._hub.wake(branch)
         self._hub.main.switch()
         branches, self._branches = self._branches, []
-        self.spent_s += sum(branch.spent_s for branch in branches)
         return [branch.result for branch in branches]
 
-    def _branch_ended(self) -> None:
+    def drop_branches(self) -> None:
+        """Stop what this strand gathers; none of it wakes the strand any more."""
+        branches, self._branches = self._branches, []
+        for branch in branches:
+            self._hub.stop(branch, Dropped())
+
+    def charge(self, seconds: float) -> None:
+        """Add to the time of this strand and of those that wait for it, however late the time is known."""
+        self.spent_s += seconds
+        if self._owner is not None:
+            self._owner.charge(seconds)
+
+    def branch_ended(self) -> None:
         """Wake this strand with the first error, or when all have ended; what an error leaves over is dropped first."""
         failed = next((branch.error for branch in self._branches if branch.error is not None), None)
         if failed is not None:
-            branches, self._branches = self._branches, []
-            for branch in branches:
-                self._hub.stop(branch, Dropped())
+            self.drop_branches()
             self._hub.wake(self, error=failed)
         elif self._branches and all(branch.dead or branch is greenlet.getcurrent() for branch in self._branches):
             self._hub.wake(self)
@@ -109,8 +122,8 @@ class Hub:
         self._thread_state = _thread_state()
 
     def start(self, body: Callable[[], None]) -> Strand:
-        """Return a new strand that begins at the next `run`. Its body must not raise: nobody is there to see it."""
-        strand = Strand(self, body, ended=lambda: None)
+        """Return a new strand that begins at the next `run`. What its body raises, `run` raises."""
+        strand = Strand(self, body)
         self.wake(strand)
         return strand
 
@@ -120,8 +133,12 @@ class Hub:
         self._ready.append((strand, value, error))
 
     def stop(self, strand: Strand, error: BaseException) -> None:
-        """Raise the error in a strand where it waits; one that has ended, or is running, is left alone."""
+        """Raise the error in a strand where it waits, once its branches have been dropped.
+
+        One that has ended, or is running, is left alone; one that has not begun never will.
+        """
         if not strand.dead and strand is not greenlet.getcurrent():
+            strand.drop_branches()
             self._ready = deque(entry for entry in self._ready if entry[0] is not strand)
             self.wake(strand, error=error)
 

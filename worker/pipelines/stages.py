@@ -52,18 +52,26 @@ class Float32Encoder:
     """
 
     def __init__(self, vae: Any) -> None:
-        self._vae = vae.to(dtype=torch.float32)
+        self._vae = vae
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._vae, name)
 
     def to(self, *_args: Any, **_kwargs: Any) -> Float32Encoder:
-        """Stay in float32: pipelines of SDXL cast their autoencoder to and fro."""
+        """Stay as it is: pipelines of SDXL cast their autoencoder to and fro."""
         return self
 
     def encode(self, picture: torch.Tensor) -> AutoencoderKLOutput:
-        """Return the distribution of the latents of a picture (1, 3, height, width) in [-1, 1]."""
-        moments = self._vae.encode(picture.float()).latent_dist.parameters
+        """Return the distribution of the latents of a picture (1, 3, height, width) in [-1, 1].
+
+        The autoencoder is in float32 for the time of the call only: other requests use it while this one denoises.
+        """
+        dtype = self._vae.dtype
+        self._vae.to(dtype=torch.float32)
+        try:
+            moments = self._vae.encode(picture.float()).latent_dist.parameters
+        finally:
+            self._vae.to(dtype=dtype)
         return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments.to(picture.dtype)))
 
 
