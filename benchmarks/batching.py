@@ -23,7 +23,8 @@ from typing import Any
 
 import httpx
 
-from benchmarks.fleet import fleet, machine, quantile
+from benchmarks.figures import machine, quantile
+from benchmarks.fleet import fleet
 
 SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "pndm", "heun", "dpmpp_2m_sde")
 STEPS = (8, 12, 16, 20, 25, 30)

@@ -2,15 +2,16 @@
 
     .venv/bin/python -m benchmarks.gpu [--model sd15|sdxl] [--steps 30] [--in-flight 1,4,8,16,32] [--images 24]
 
-Stable Diffusion 1.5 at 512 px and XL at 1024 px, with guidance, in bfloat16. The weights are random: nothing is downloaded,
-and the time of a step does not depend on them. Prompts are random embeddings, so only the U-Net and the decoder are at
-work. Everything is measured in one run on one machine; the last column is the share of the arithmetic limit, from the
+Stable Diffusion 1.5 at 512 px and XL at 1024 px, with guidance, in bfloat16. The weights are random: nothing is
+downloaded, and the time of a step does not depend on them. Prompts are random embeddings, so only the U-Net and the
+decoder are at work. Everything is measured in one run on one machine; the last column is the share of the arithmetic limit, from the
 operations that torch counts in one step and decode, at `--tflops` (dense bfloat16; 790 was measured on an H200).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from diffusers import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.fleet import quantile
+from benchmarks.figures import quantile
 from worker.engine.batch import Batch, batch_for
 from worker.engine.calls import DenoiserCall
 from worker.engine.strands import share
@@ -159,7 +160,7 @@ def plain(subject: Subject, name: str, batch: int, images: int) -> Row:
         call()
     wait(subject)
     seconds = time.perf_counter() - begun
-    steps = [1000 * (b - a) for a, b in zip(marks, marks[1:], strict=False)]
+    steps = [1000 * (b - a) for a, b in itertools.pairwise(marks)]
     return Row(name, max(1, images // batch) * batch / seconds, steps)
 
 
