@@ -4,8 +4,9 @@
 
 Stable Diffusion 1.5 at 512 px and XL at 1024 px, with guidance, in bfloat16. The weights are random: nothing is
 downloaded, and the time of a step does not depend on them. Prompts are random embeddings, so only the U-Net and the
-decoder are at work. Everything is measured in one run on one machine; the last column is the share of the arithmetic limit, from the
-operations that torch counts in one step and decode, at `--tflops` (dense bfloat16; 790 was measured on an H200).
+decoder are at work. Everything is measured in one run on one machine; the last column is the share of the arithmetic
+limit, from the operations that torch counts in one step and decode, at `--tflops` (dense bfloat16; 790 was measured on
+an H200).
 """
 
 from __future__ import annotations
