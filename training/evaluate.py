@@ -128,7 +128,7 @@ def evaluate(folder: Path, work: Path, out: Path, *, every: int = 1) -> Evaluati
         _samplers(pipeline, ruler, measures_prompts.subject_prompts()[:_AGAIN:every]),
         _backgrounds(pipeline, ruler, measures_prompts.background_prompts()[::every]),
         _autoencoder(pipeline.vae, autoencoder.held_out(rendered)[::every]),
-        _ruler(pipeline.vae, ruler),
+        _ruler(pipeline.vae, ruler, every),
         _speed(pipeline),
     )
     _sheet(pipeline, out, every)
@@ -271,18 +271,18 @@ def _autoencoder(vae: AutoencoderKL, pictures: torch.Tensor) -> _Part:
     ], {}
 
 
-def _ruler(vae: AutoencoderKL, ruler: _Ruler) -> _Part:
+def _ruler(vae: AutoencoderKL, ruler: _Ruler, every: int) -> _Part:
     """Measure what pictures of subjects are measured with."""
     rgba = ruler.subjects.rgba
-    pictures = on_background(rgba.reshape(-1, *rgba.shape[2:]), BACKGROUNDS[PLAIN])
+    asked = np.arange(len(SUBJECTS)).repeat(len(STYLES))[::every]
+    pictures = on_background(rgba.reshape(-1, *rgba.shape[2:])[::every], BACKGROUNDS[PLAIN])
     with torch.no_grad():
         coded = [vae.decode(vae.encode(part).latent_dist.mode()).sample for part in to_tensor(pictures).split(32)]
-    asked = np.arange(len(SUBJECTS)).repeat(len(STYLES))
     named = classifier.logits(ruler.classifier, from_tensor(torch.cat(coded))).argmax(1) == asked
     changed = classifier.held_out_accuracy(ruler.classifier, ruler.subjects)
     chance, group = 1 / len(SUBJECTS), "the classifier itself, on the drawings"
     return [
-        Figure(group, "changed as never trained on", changed, n=len(asked), chance=chance),
+        Figure(group, "changed as never trained on", changed, n=len(SUBJECTS) * len(STYLES), chance=chance),
         hits(group, "encoded and decoded: the best that could be drawn", named.tolist(), chance=chance),
     ], {}
 
