@@ -35,7 +35,7 @@ from training.classifier import SubjectClassifier
 from training.drawing import GUIDANCE_SCALE, STEPS, draw
 from training.drawings import STYLES, Drawings
 from training.latents import held_out_shapes
-from training.measures import Gallery
+from training.measures import References
 from training.measures_prompts import SubjectPrompt
 from training.measures_report import Figure, hits
 from training.networks import load_pipeline
@@ -79,15 +79,15 @@ class Evaluation:
 class _Ruler:
     """Everything that pictures of subjects are measured with."""
 
-    galleries: dict[str, Gallery]
+    references: dict[str, References]
     classifier: SubjectClassifier
     subjects: Drawings
 
     @classmethod
     def of(cls, work: Path, rendered: Drawings) -> "_Ruler":
         subjects = rendered.of_subjects()
-        galleries = {name: Gallery.of(subjects.rgba, colour) for name, colour in BACKGROUNDS.items()}
-        return cls(galleries, classifier.load(work), subjects)
+        references = {name: References.of(subjects.rgba, colour) for name, colour in BACKGROUNDS.items()}
+        return cls(references, classifier.load(work), subjects)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,10 +252,10 @@ def _judge(ruler: _Ruler, prompts: Sequence[SubjectPrompt], pictures: NDArray[np
     rankings = measures.ranking_of(classifier.logits(ruler.classifier, pictures))
     verdicts = []
     for prompt, picture, by_classifier in zip(prompts, pictures, rankings, strict=True):
-        gallery = ruler.galleries[prompt.meant_background]
-        style = list(STYLES)[gallery.nearest_style(picture, SUBJECTS.index(prompt.subject))]
+        references = ruler.references[prompt.meant_background]
+        style = list(STYLES)[references.nearest_style(picture, SUBJECTS.index(prompt.subject))]
         background = measures.nearest_colour(measures.background_colour(picture), BACKGROUNDS)
-        verdicts.append(_Verdict(prompt, gallery.ranking(picture), by_classifier, style, background))
+        verdicts.append(_Verdict(prompt, references.ranking(picture), by_classifier, style, background))
     return verdicts
 
 

@@ -10,7 +10,7 @@ from training import measures
 from training.captions import BACKGROUNDS
 from training.drawings import STYLES
 from training.latents import held_out_shapes
-from training.measures import Gallery
+from training.measures import References
 from training.pictures import on_background
 from training.shapes import COLOURS, Shape
 from training.subjects import SUBJECTS
@@ -25,8 +25,8 @@ def rgba() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def gallery(rgba: np.ndarray) -> Gallery:
-    return Gallery.of(rgba, BACKGROUNDS["white"])
+def references(rgba: np.ndarray) -> References:
+    return References.of(rgba, BACKGROUNDS["white"])
 
 
 def other(shape: Shape, word: str) -> str:
@@ -81,28 +81,28 @@ def test_background_is_read_from_the_corners_alone() -> None:
     assert measures.background_colour(picture).tolist() == [10, 20, 30]
 
 
-def test_each_drawing_is_nearest_to_its_own_subject_and_style(rgba: np.ndarray, gallery: Gallery) -> None:
+def test_each_drawing_is_nearest_to_its_own_subject_and_style(rgba: np.ndarray, references: References) -> None:
     for subject in range(0, len(SUBJECTS), 20):
         for style in range(len(STYLES)):
             for soften in (np.asarray, patterns.blurred):
                 picture = soften(on_background(rgba[subject, style], BACKGROUNDS["white"]))
-                assert gallery.ranking(picture)[0] == subject
-                assert gallery.nearest_style(picture, subject) == style
+                assert references.ranking(picture)[0] == subject
+                assert references.nearest_style(picture, subject) == style
 
 
 def test_ranking_names_every_subject_once_and_the_near_before_the_far() -> None:
     values = np.array([0, 40, 10, 200], np.uint8)
     thumbs = np.stack([np.full((1, 768), value, np.float32) for value in values])
-    ranking = Gallery(thumbs).ranking(np.full((64, 64, 3), 12, np.uint8))
+    ranking = References(thumbs).ranking(np.full((64, 64, 3), 12, np.uint8))
     assert ranking.tolist() == [2, 0, 1, 3]
 
 
 def test_subject_is_as_near_as_its_nearest_style() -> None:
     thumbs = np.array([[90, 90, 90], [0, 0, 50]], np.float32)[..., None].repeat(768, -1)
-    gallery = Gallery(thumbs)
+    references = References(thumbs)
     picture = np.full((64, 64, 3), 52, np.uint8)
-    assert gallery.ranking(picture).tolist() == [1, 0]
-    assert gallery.nearest_style(picture, 1) == 2
+    assert references.ranking(picture).tolist() == [1, 0]
+    assert references.nearest_style(picture, 1) == 2
 
 
 def test_logits_are_ranked_from_the_highest() -> None:
