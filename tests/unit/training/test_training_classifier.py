@@ -60,6 +60,7 @@ def test_drawings_are_layered_subject_by_subject_and_style_by_style(subjects: Dr
     layers = classifier.layered(subjects)
     assert layers.shape == (len(SUBJECTS) * len(STYLES), 4, 64, 64)
     expected = torch.from_numpy(subjects.rgba[100, 2]).permute(2, 0, 1) / 255
+    expected[:3] *= expected[3:]
     torch.testing.assert_close(layers[100 * len(STYLES) + 2], expected)
 
 

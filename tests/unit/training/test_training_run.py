@@ -21,9 +21,11 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 @pytest.fixture(autouse=True)
-def _own_random_state() -> Iterator[None]:
+def _own_random_state_and_usual_signals() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
     with torch.random.fork_rng(devices=[]):
         yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Stage:
