@@ -89,6 +89,19 @@ def evaluate(
 
 
 @app.command()
+def evaluate_extras(work: Work = _WORK, base: Base = None) -> None:
+    """Measure LoRA, ControlNet and textual inversion, each beside the model without it. 6 min."""
+    from training import measures_report  # noqa: PLC0415
+    from training.release import EXTRAS  # noqa: PLC0415
+
+    for stage in EXTRAS:
+        if (work / stage / "weights").exists():
+            table = measures_report.markdown(importlib.import_module(f"training.{stage}").evaluate(work, base), "")
+            (work / stage / "figures.md").write_text(table, "utf-8")
+            typer.echo(table)
+
+
+@app.command()
 def release(work: Work = _WORK, base: Base = None) -> None:
     """Write the weights, in float16, and the figures into the package."""
     from training import release as publishing  # noqa: PLC0415

@@ -51,16 +51,20 @@ def release(work: Path, models: Path = MODELS, base: Path | None = None) -> list
     with tempfile.TemporaryDirectory() as fresh:
         pipeline.to(torch.float16).save_pretrained(fresh)
         _take_over(Path(fresh), models / BASE)
+    _show_figures(work / "evaluation", models / BASE)
     for stage, name in EXTRAS.items():
         weights = work / stage / "weights"
         if weights.exists():
             _take_over(weights, models / name)
+            _show_figures(work / stage, models / name)
             written.append(models / name)
-    figures = work / "evaluation" / "figures.md"
-    card = models / BASE / "README.md"
+    return written
+
+
+def _show_figures(measured: Path, model: Path) -> None:
+    figures, card = measured / "figures.md", model / "README.md"
     if figures.exists() and card.exists():
         card.write_text(with_figures(card.read_text("utf-8"), figures.read_text("utf-8")), "utf-8")
-    return written
 
 
 def with_figures(card: str, table: str) -> str:
