@@ -76,4 +76,5 @@ def test_evaluation_measures_a_published_folder_and_writes_table_figures_and_she
     }
     assert set(written["details"]["shapes: seen as"]) == {"background", "colour", "place", "size", "kind"}
     for name in ("sheet.png", "shapes.png"):
-        assert Image.open(out / name).width > 128
+        with Image.open(out / name) as sheet:
+            assert sheet.width > 128
