@@ -57,7 +57,7 @@ _LINE_PX = 14
 _LINE_CHARACTERS = 23
 _INK = (60, 60, 60)
 #: A README is read over slow lines, too.
-_MOST_BYTES = 300_000
+_MOST_BYTES = 500_000
 
 
 def sheet(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Image.Image:
