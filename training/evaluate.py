@@ -10,6 +10,7 @@
 What a stranger would name is another question, and answered by looking at the sheet.
 """
 
+import dataclasses
 import functools
 import json
 import statistics
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -56,6 +57,8 @@ _AGAIN = 60
 _HIGH_GUIDANCE = 7.0
 _TIMED_STEPS = 20
 _TIMED_PICTURES = 5
+#: Far enough that few words of a turned list of shapes, sorted by place, are the same.
+_TURN = 57
 #: The noise that each part starts from: no two parts share a picture's.
 _SEEDS = {"shapes": 10_000, "subjects": 20_000, "backgrounds": 30_000, "sheet": 40_000}
 _NOTE = f"""\
@@ -63,8 +66,9 @@ Drawn in float32 with {STEPS} steps of the model's own sampler at guidance scale
 and prompts are fixed; none was picked. Shapes: the two colours by the corners and by the median of the object's pixels;
 place, size and kind by which drawing is nearest in RGB at full size, of those that differ in that word alone.
 Thumbnails are 16 × 16 RGB, and nearest means among {len(SUBJECTS)} subjects in {len(STYLES)} styles. The classifier
-learnt from drawings, never from this model's pictures. To be nearest, or named by a classifier, is less than to be
-recognised by a person: look at the sheet."""
+learnt from drawings, never from this model's pictures. That the rulers can say no is seen where the same pictures are
+judged by another prompt. To be nearest, or named by a classifier, is less than to be recognised by a person: look at
+the sheet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,13 @@ def evaluate(folder: Path, work: Path, out: Path, *, every: int = 1) -> Evaluati
 
 
 _Part = tuple[list[Figure], dict[str, Any]]
+_Asked = TypeVar("_Asked")
+
+
+def _turned(asked: Sequence[_Asked]) -> list[_Asked]:
+    """Return each prompt in another's place: what a ruler says by them must be no more than chance."""
+    by = _TURN % len(asked) or 1
+    return [*asked[by:], *asked[:by]]
 
 
 def _shapes(pipeline: StableDiffusionPipeline, asked: Sequence[Shape], out: Path) -> _Part:
@@ -158,6 +169,17 @@ def _shapes(pipeline: StableDiffusionPipeline, asked: Sequence[Shape], out: Path
     figures = [
         hits("shapes never trained on", name, right(word, seen), aim=aim, chance=1 / options)
         for word, (name, aim, options) in _SHAPE_WORDS.items()
+    ]
+    others = _turned(asked)
+    taken_for = [measures.seen_shape(picture, other) for picture, other in zip(pictures, others, strict=True)]
+    figures += [
+        hits(
+            "the same pictures, judged by another prompt",
+            name,
+            [getattr(o, word) == getattr(t, word) for o, t in zip(others, taken_for, strict=True)],
+            chance=1 / options,
+        )
+        for word, (name, _, options) in _SHAPE_WORDS.items()
     ]
     details = {
         "shapes: seen as": {
@@ -199,6 +221,10 @@ def _subjects(pipeline: StableDiffusionPipeline, ruler: _Ruler, prompts: Sequenc
         of_style = [v for v in verdicts if v.prompt.style == style]
         figures.append(figure(f"{words}: nearest subject by thumbnail", [v.nearest for v in of_style], chance=chance))
         figures.append(figure(f"{words}: named by the classifier", [v.named for v in of_style], chance=chance))
+    others = [dataclasses.replace(v, prompt=p) for v, p in zip(verdicts, _turned(prompts), strict=True)]
+    control = functools.partial(hits, "the same pictures, judged by another prompt", chance=chance)
+    figures.append(control("nearest subject by thumbnail", [v.nearest for v in others]))
+    figures.append(control("named by the classifier", [v.named for v in others]))
     wrong = [v for v in verdicts if not (v.nearest and v.named)]
     details = {
         "subjects: style seen as": measures.confusions((v.prompt.style, v.style) for v in verdicts),

@@ -43,6 +43,13 @@ def untrained_pipeline() -> StableDiffusionPipeline:
     return networks.assemble(networks.new_autoencoder(), networks.new_text_encoder(tokens), tokens, unet)
 
 
+def test_control_judges_every_picture_by_the_prompt_of_another() -> None:
+    for n in (2, 3, 5, 19, 57, 60, 200):
+        turned = evaluate._turned(range(n))
+        assert sorted(turned) == list(range(n))
+        assert [i for i, other in enumerate(turned) if other == i] == []
+
+
 def test_evaluation_measures_a_published_folder_and_writes_table_figures_and_sheets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
