@@ -36,6 +36,7 @@ _ANCHOR_WEIGHT = (0.5, 0.15)
 def train(work: Path, recipe: Recipe = RECIPE, start: Path | None = None) -> None:
     """Train the autoencoder into `work`/autoencoder, from `start` (a folder of weights) or from nothing."""
     rendered = drawings.load(work)
+    torch.manual_seed(recipe.seed)
     vae = new_autoencoder()
     if start is not None:
         vae = AutoencoderKL.from_pretrained(start)
