@@ -7,7 +7,7 @@ PROMPT ?=
 BIN := .venv/bin
 RUN_EXTRAS := gateway worker cli embedded
 DEV_EXTRAS := $(RUN_EXTRAS) training dev
-TRAINING_STAGES := data autoencoder text-encoder denoiser lora controlnet textual-inversion classifier evaluate
+TRAINING_STAGES := data autoencoder text-encoder denoiser lora controlnet textual-inversion classifier evaluate evaluate-extras
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check check-gateway openapi bench train clean environment environment-dev

@@ -77,6 +77,40 @@ def classifier(work: Work = _WORK, steps: Steps = None, learning_rate: Rate = No
     _train("classifier", work, steps, learning_rate)
 
 
+@app.command()
+def evaluate(
+    folder: Annotated[Path | None, typer.Argument(help="A pipeline, if not the trained one.")] = None,
+    work: Work = _WORK,
+) -> None:
+    """Draw, measure, and print the table of the model card. 6 min."""
+    from training import evaluate as evaluation  # noqa: PLC0415
+
+    evaluation.evaluate(folder or work / "denoiser" / "pipeline", work, work / "evaluation")
+
+
+@app.command()
+def evaluate_extras(work: Work = _WORK, base: Base = None) -> None:
+    """Measure LoRA, ControlNet and textual inversion, each beside the model without it. 6 min."""
+    from training import measures_report  # noqa: PLC0415
+    from training.release import EXTRAS  # noqa: PLC0415
+
+    for stage in EXTRAS:
+        if (work / stage / "weights").exists():
+            table = measures_report.markdown(importlib.import_module(f"training.{stage}").evaluate(work, base), "")
+            (work / stage / "figures.md").write_text(table, "utf-8")
+            typer.echo(table)
+
+
+@app.command()
+def release(work: Work = _WORK, base: Base = None) -> None:
+    """Write the weights, in float16, and the figures into the package."""
+    from training import release as publishing  # noqa: PLC0415
+
+    for written in publishing.release(work, base=base):
+        size = sum(file.stat().st_size for file in written.rglob("*") if file.is_file())
+        typer.echo(f"{written} ({size / 1e6:.1f} MB)")
+
+
 def _train(stage: str, work: Path, steps: int | None, learning_rate: float | None, **options: Path | None) -> None:
     module = importlib.import_module(f"training.{stage}")  # torch and diffusers take seconds: not for --help
     given = {"steps": steps, "learning_rate": learning_rate}

@@ -1,10 +1,10 @@
 """The autoencoder: pictures to latents a sixteenth in size (4 × 16 × 16 for 3 × 64 × 64) and back.
 
 As in Rombach et al. 2022, without the discriminator: at 64 px a reconstruction loss that looks at edges is sharp
-enough. Two things are of this model's own. The first three latent channels are pulled towards the picture's 4 × 4 averages, so
-that latents stay smooth, which makes them easy to denoise, and show a preview by themselves. And the posterior starts
-narrow (`networks.start_narrow`): the KL term is there to keep it from collapsing, not to make latents normal; their
-scale is set to unit variance at the end (`scaling_factor`), which is what the noise schedule counts on.
+enough. Two things are of this model's own. The first three latent channels are pulled towards the picture's 4 × 4
+averages, so that latents stay smooth, which makes them easy to denoise, and show a preview by themselves. And the
+posterior starts narrow (`networks.start_narrow`): the KL term is there to keep it from collapsing, not to make latents
+normal; their scale is set to unit variance at the end (`scaling_factor`), which is what the noise schedule counts on.
 """
 
 import functools
@@ -36,6 +36,7 @@ _ANCHOR_WEIGHT = (0.5, 0.15)
 def train(work: Path, recipe: Recipe = RECIPE, start: Path | None = None) -> None:
     """Train the autoencoder into `work`/autoencoder, from `start` (a folder of weights) or from nothing."""
     rendered = drawings.load(work)
+    torch.manual_seed(recipe.seed)
     vae = new_autoencoder()
     if start is not None:
         vae = AutoencoderKL.from_pretrained(start)

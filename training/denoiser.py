@@ -51,6 +51,7 @@ def train(work: Path, recipe: Recipe = RECIPE, start: Path | None = None) -> Non
     """
     vae = AutoencoderKL.from_pretrained(work / "autoencoder" / "weights").eval()
     tokens = tokenizer.build(work)
+    torch.manual_seed(recipe.seed)
     text_encoder = CLIPTextModel.from_pretrained(start / "text_encoder" if start else work / "text_encoder" / "weights")
     unet = UNet2DConditionModel.from_pretrained(start / "unet") if start else new_denoiser()
     data = latents.encode(vae, drawings.load(work))

@@ -48,8 +48,10 @@ def clean_latents(zt: torch.Tensor, v: torch.Tensor, t: torch.Tensor) -> torch.T
 def loss_weight(t: torch.Tensor) -> torch.Tensor:
     """Return each timestep's weight in the mean squared error of v, (n,): min(SNR + 1, gamma) / (SNR + 1).
 
-    Min-SNR weighting (Hang et al. 2023) in its form for v. Weight 1 while noise prevails; fading towards t = 0, where
-    the error is of fine grain that decides nothing and would fill the gradient.
+    After Min-SNR weighting (Hang et al. 2023), whose own form for v is min(SNR, gamma) / (SNR + 1). Like it, this
+    fades towards t = 0, where the error is of fine grain that decides nothing and would fill the gradient. Unlike it,
+    it stays at 1 while noise prevails: there the caption alone decides what the picture becomes, and that is what is
+    to be learnt.
     """
     a = ALPHAS_CUMPROD[t]
     snr = a / (1 - a)

@@ -10,6 +10,7 @@
 What a stranger would name is another question, and answered by looking at the sheet.
 """
 
+import dataclasses
 import functools
 import json
 import statistics
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from training.classifier import SubjectClassifier
 from training.drawing import GUIDANCE_SCALE, STEPS, draw
 from training.drawings import STYLES, Drawings
 from training.latents import held_out_shapes
-from training.measures import Gallery
+from training.measures import References
 from training.measures_prompts import SubjectPrompt
 from training.measures_report import Figure, hits
 from training.networks import load_pipeline
@@ -56,6 +57,8 @@ _AGAIN = 60
 _HIGH_GUIDANCE = 7.0
 _TIMED_STEPS = 20
 _TIMED_PICTURES = 5
+#: Far enough that few words of a turned list of shapes, sorted by place, are the same.
+_TURN = 57
 #: The noise that each part starts from: no two parts share a picture's.
 _SEEDS = {"shapes": 10_000, "subjects": 20_000, "backgrounds": 30_000, "sheet": 40_000}
 _NOTE = f"""\
@@ -63,8 +66,9 @@ Drawn in float32 with {STEPS} steps of the model's own sampler at guidance scale
 and prompts are fixed; none was picked. Shapes: the two colours by the corners and by the median of the object's pixels;
 place, size and kind by which drawing is nearest in RGB at full size, of those that differ in that word alone.
 Thumbnails are 16 × 16 RGB, and nearest means among {len(SUBJECTS)} subjects in {len(STYLES)} styles. The classifier
-learnt from drawings, never from this model's pictures. To be nearest, or named by a classifier, is less than to be
-recognised by a person: look at the sheet."""
+learnt from drawings, never from this model's pictures. That the rulers can say no is seen where the same pictures are
+judged by another prompt. To be nearest, or named by a classifier, is less than to be recognised by a person: look at
+the sheet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +83,15 @@ class Evaluation:
 class _Ruler:
     """Everything that pictures of subjects are measured with."""
 
-    galleries: dict[str, Gallery]
+    references: dict[str, References]
     classifier: SubjectClassifier
     subjects: Drawings
 
     @classmethod
     def of(cls, work: Path, rendered: Drawings) -> "_Ruler":
         subjects = rendered.of_subjects()
-        galleries = {name: Gallery.of(subjects.rgba, colour) for name, colour in BACKGROUNDS.items()}
-        return cls(galleries, classifier.load(work), subjects)
+        references = {name: References.of(subjects.rgba, colour) for name, colour in BACKGROUNDS.items()}
+        return cls(references, classifier.load(work), subjects)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,7 @@ def evaluate(folder: Path, work: Path, out: Path, *, every: int = 1) -> Evaluati
         _samplers(pipeline, ruler, measures_prompts.subject_prompts()[:_AGAIN:every]),
         _backgrounds(pipeline, ruler, measures_prompts.background_prompts()[::every]),
         _autoencoder(pipeline.vae, autoencoder.held_out(rendered)[::every]),
-        _ruler(pipeline.vae, ruler),
+        _ruler(pipeline.vae, ruler, every),
         _speed(pipeline),
     )
     _sheet(pipeline, out, every)
@@ -141,6 +145,13 @@ def evaluate(folder: Path, work: Path, out: Path, *, every: int = 1) -> Evaluati
 
 
 _Part = tuple[list[Figure], dict[str, Any]]
+_Asked = TypeVar("_Asked")
+
+
+def _turned(asked: Sequence[_Asked]) -> list[_Asked]:
+    """Return each prompt in another's place: what a ruler says by them must be no more than chance."""
+    by = _TURN % len(asked) or 1
+    return [*asked[by:], *asked[:by]]
 
 
 def _shapes(pipeline: StableDiffusionPipeline, asked: Sequence[Shape], out: Path) -> _Part:
@@ -158,6 +169,17 @@ def _shapes(pipeline: StableDiffusionPipeline, asked: Sequence[Shape], out: Path
     figures = [
         hits("shapes never trained on", name, right(word, seen), aim=aim, chance=1 / options)
         for word, (name, aim, options) in _SHAPE_WORDS.items()
+    ]
+    others = _turned(asked)
+    taken_for = [measures.seen_shape(picture, other) for picture, other in zip(pictures, others, strict=True)]
+    figures += [
+        hits(
+            "the same pictures, judged by another prompt",
+            name,
+            [getattr(o, word) == getattr(t, word) for o, t in zip(others, taken_for, strict=True)],
+            chance=1 / options,
+        )
+        for word, (name, _, options) in _SHAPE_WORDS.items()
     ]
     details = {
         "shapes: seen as": {
@@ -199,6 +221,10 @@ def _subjects(pipeline: StableDiffusionPipeline, ruler: _Ruler, prompts: Sequenc
         of_style = [v for v in verdicts if v.prompt.style == style]
         figures.append(figure(f"{words}: nearest subject by thumbnail", [v.nearest for v in of_style], chance=chance))
         figures.append(figure(f"{words}: named by the classifier", [v.named for v in of_style], chance=chance))
+    others = [dataclasses.replace(v, prompt=p) for v, p in zip(verdicts, _turned(prompts), strict=True)]
+    control = functools.partial(hits, "the same pictures, judged by another prompt", chance=chance)
+    figures.append(control("nearest subject by thumbnail", [v.nearest for v in others]))
+    figures.append(control("named by the classifier", [v.named for v in others]))
     wrong = [v for v in verdicts if not (v.nearest and v.named)]
     details = {
         "subjects: style seen as": measures.confusions((v.prompt.style, v.style) for v in verdicts),
@@ -252,10 +278,10 @@ def _judge(ruler: _Ruler, prompts: Sequence[SubjectPrompt], pictures: NDArray[np
     rankings = measures.ranking_of(classifier.logits(ruler.classifier, pictures))
     verdicts = []
     for prompt, picture, by_classifier in zip(prompts, pictures, rankings, strict=True):
-        gallery = ruler.galleries[prompt.meant_background]
-        style = list(STYLES)[gallery.nearest_style(picture, SUBJECTS.index(prompt.subject))]
+        references = ruler.references[prompt.meant_background]
+        style = list(STYLES)[references.nearest_style(picture, SUBJECTS.index(prompt.subject))]
         background = measures.nearest_colour(measures.background_colour(picture), BACKGROUNDS)
-        verdicts.append(_Verdict(prompt, gallery.ranking(picture), by_classifier, style, background))
+        verdicts.append(_Verdict(prompt, references.ranking(picture), by_classifier, style, background))
     return verdicts
 
 
@@ -271,18 +297,18 @@ def _autoencoder(vae: AutoencoderKL, pictures: torch.Tensor) -> _Part:
     ], {}
 
 
-def _ruler(vae: AutoencoderKL, ruler: _Ruler) -> _Part:
+def _ruler(vae: AutoencoderKL, ruler: _Ruler, every: int) -> _Part:
     """Measure what pictures of subjects are measured with."""
     rgba = ruler.subjects.rgba
-    pictures = on_background(rgba.reshape(-1, *rgba.shape[2:]), BACKGROUNDS[PLAIN])
+    asked = np.arange(len(SUBJECTS)).repeat(len(STYLES))[::every]
+    pictures = on_background(rgba.reshape(-1, *rgba.shape[2:])[::every], BACKGROUNDS[PLAIN])
     with torch.no_grad():
         coded = [vae.decode(vae.encode(part).latent_dist.mode()).sample for part in to_tensor(pictures).split(32)]
-    asked = np.arange(len(SUBJECTS)).repeat(len(STYLES))
     named = classifier.logits(ruler.classifier, from_tensor(torch.cat(coded))).argmax(1) == asked
     changed = classifier.held_out_accuracy(ruler.classifier, ruler.subjects)
     chance, group = 1 / len(SUBJECTS), "the classifier itself, on the drawings"
     return [
-        Figure(group, "changed as never trained on", changed, n=len(asked), chance=chance),
+        Figure(group, "changed as never trained on", changed, n=len(SUBJECTS) * len(STYLES), chance=chance),
         hits(group, "encoded and decoded: the best that could be drawn", named.tolist(), chance=chance),
     ], {}
 

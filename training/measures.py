@@ -65,14 +65,14 @@ def _nearest(picture: NDArray[np.uint8], drawn: NDArray[np.uint8], *, by_thumbna
 
 
 @dataclass(frozen=True, slots=True)
-class Gallery:
+class References:
     """The subjects' drawings on one background, as thumbnails: float32 (subjects, styles, 768)."""
 
     thumbnails: NDArray[np.float32]
 
     @classmethod
-    def of(cls, rgba: NDArray[np.uint8], background: Colour) -> "Gallery":
-        """Return the gallery of drawings, uint8 (subjects, styles, 64, 64, 4)."""
+    def of(cls, rgba: NDArray[np.uint8], background: Colour) -> "References":
+        """Return the references of drawings, uint8 (subjects, styles, 64, 64, 4)."""
         return cls(thumbnails(on_background(rgba, background)))
 
     def ranking(self, picture: NDArray[np.uint8]) -> NDArray[np.int64]:

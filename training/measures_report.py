@@ -52,7 +52,7 @@ def hits(
 ) -> Figure:
     """Return the figure that says which part of `each` is true."""
     counted = list(each)
-    return Figure(group, name, sum(counted) / max(1, len(counted)), n=len(counted), aim=aim, chance=chance)
+    return Figure(group, name, float(sum(counted) / max(1, len(counted))), n=len(counted), aim=aim, chance=chance)
 
 
 def interval(part: float, n: int) -> tuple[float, float]:

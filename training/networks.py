@@ -120,6 +120,6 @@ def assemble(
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     """Return a pipeline from a folder, in float32, without a progress bar."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

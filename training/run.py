@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
@@ -168,7 +169,11 @@ class _Run:
         for index, state in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
         partial = self._folder / "checkpoint.partial"
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"step": str(self.step)})
+        save_file(
+            {k: v.contiguous() for k, v in tensors.items()},
+            partial,
+            {"steps": str(self._recipe.steps), "seed": str(self._recipe.seed)},
+        )
         partial.replace(self._folder / "checkpoint.safetensors")
         with (self._folder / "loss.jsonl").open("a") as log:
             mean = sum(self._recent) / max(1, len(self._recent))
@@ -179,6 +184,12 @@ class _Run:
         file = self._folder / "checkpoint.safetensors"
         if not file.exists():
             return
+        with safe_open(file, "pt") as opened:
+            before = opened.metadata() or {}
+        now = {"steps": str(self._recipe.steps), "seed": str(self._recipe.seed)}
+        if before != now:
+            # Allowed: to end sooner, or to go on. But the learning rate jumps to where the new schedule has it.
+            print(f"the checkpoint was made with {before}, this run goes on with {now}", file=sys.stderr)
         tensors = load_file(file)
         for name in self._modules:
             _load(self._modules[name], tensors, f"live.{name}.")

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training import gallery
+from training.drawings import STYLES
+from training.subjects import SUBJECTS
+
+
+def test_every_prompt_is_one_that_the_model_was_taught() -> None:
+    drawings = [prompt for prompt in gallery.PROMPTS if any(words in prompt for words in STYLES.values())]
+    shapes = [prompt for prompt in gallery.PROMPTS if prompt not in drawings]
+    assert {re.sub("^an? ", "", prompt.split(",")[0]) for prompt in drawings} <= set(SUBJECTS)
+    assert [sum(words in prompt for prompt in drawings) for words in STYLES.values()] == [len(drawings) // 3] * 3
+    assert all(prompt.endswith(" background") for prompt in shapes)
+    assert len(shapes) >= 6
+    assert len(set(gallery.PROMPTS)) == len(gallery.PROMPTS)
+
+
+def test_the_sheet_has_every_picture_in_order_with_ink_beneath() -> None:
+    greys = [(10 * n, 0, 255 - 10 * n) for n in range(8)]
+    prompts = ["a red apple, 3d render, on a light blue background", *["a fox"] * 7]
+    whole = np.asarray(gallery.sheet([Image.new("RGB", (64, 64), colour) for colour in greys], prompts))
+    top = [tuple(whole[20, 20 + 136 * n]) for n in range(6)]
+    assert top == greys[:6]
+    assert tuple(whole[-100, 20]) == greys[6]
+    assert tuple(whole[-100, 156]) == greys[7]
+    assert tuple(whole[-100, 300]) == (255, 255, 255)
+    assert whole[140:150, 8:136].min() < 128
+
+
+@pytest.mark.parametrize("prompt", gallery.PROMPTS)
+def test_no_prompt_is_wider_than_its_picture(prompt: str) -> None:
+    whole = gallery.sheet([Image.new("RGB", (64, 64), "white")], [prompt])
+    inked = np.nonzero((np.asarray(whole.convert("L")) < 200).any(0))[0]
+    assert inked.min() >= 4
+    assert inked.max() < 8 + 128 + 4
+
+
+def test_a_sheet_that_would_be_too_large_has_fewer_colours() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    whole, small = gallery.encoded(noise), gallery.encoded(noise, most_bytes=5000)
+    assert Image.open(io.BytesIO(whole)).mode == "RGB"
+    assert Image.open(io.BytesIO(small)).mode == "P"
+    assert len(small) < len(whole) / 2
