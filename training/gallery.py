@@ -82,10 +82,11 @@ def encoded(whole: Image.Image, most_bytes: int = _MOST_BYTES) -> bytes:
     """Return the sheet as PNG. Where it would be larger than that, colours have 7, 6 or 5 bits: that shows least."""
     pixels = np.asarray(whole)
     data = _png(pixels)
-    for step in (2, 4, 8):
+    for bits in (7, 6, 5):
         if len(data) <= most_bytes:
             break
-        data = _png((np.minimum(pixels, 255 - step // 2) + step // 2) // step * step)
+        step = 255 / (2**bits - 1)  # white stays white
+        data = _png((np.round(pixels / step) * step).round().astype(np.uint8))
     return data
 
 
