@@ -59,8 +59,8 @@ def test_the_controlnet_draws_along_edges_that_no_prompt_describes() -> None:
 
 def test_the_new_word_is_a_colour_that_no_word_of_the_model_names(pipeline: StableDiffusionPipeline) -> None:
     pipeline.load_textual_inversion(MODELS / EXTRAS["textual_inversion"] / textual_inversion.FILE)
-    table = {**COLOURS, "teal": textual_inversion.COLOUR}
-    for word, named in ((textual_inversion.TOKEN, "teal"), ("green", "green")):
+    table = {**COLOURS, "turquoise": textual_inversion.COLOUR}
+    for word, named in ((textual_inversion.TOKEN, "turquoise"), ("green", "green")):
         (picture,) = draw(pipeline, [caption("owl", "3d", word)], steps=STEPS)
         assert measures.nearest_colour(measures.background_colour(picture), table) == named
 
