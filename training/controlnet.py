@@ -191,14 +191,14 @@ def _figures(
     label: str, pictures: NDArray[np.uint8], asked: NDArray[np.uint8], examples: Sequence[PosedPicture]
 ) -> list[Figure]:
     agreed = edges.agreement(edges.canny(pictures), asked)
-    figures = [Figure(label, "F1 of the edges, 1 px apart at most", float(agreed.mean()), n=len(pictures))]
+    figures = [Figure(label, "F1 of the edges, 1 px apart at most", float(agreed.mean()), "", len(pictures))]
     pairs = [(picture, one) for picture, one in zip(pictures, examples, strict=True) if one.shape is not None]
     if pairs:
         overlap = [overlap_of(picture, one) for picture, one in pairs]
         right = [colours_are_right(picture, one) for picture, one in pairs]
         chance = 1 / (len(COLOURS) * (len(COLOURS) - 1))
         figures += [
-            Figure(label, "overlap with the shape (IoU)", float(np.mean(overlap)), n=len(pairs)),
+            Figure(label, "overlap with the shape (IoU)", float(np.mean(overlap)), "", len(pairs)),
             hits(label, "both colours as the prompt says", right, chance=chance),
         ]
     return figures

@@ -308,7 +308,9 @@ def _ruler(vae: AutoencoderKL, ruler: _Ruler, every: int) -> _Part:
     changed = classifier.held_out_accuracy(ruler.classifier, ruler.subjects)
     chance, group = 1 / len(SUBJECTS), "the classifier itself, on the drawings"
     return [
-        Figure(group, "changed as never trained on", changed, n=len(SUBJECTS) * len(STYLES), chance=chance),
+        Figure(
+            group, "changed as never trained on", changed, n=len(SUBJECTS) * len(STYLES), chance=chance, counted=True
+        ),
         hits(group, "encoded and decoded: the best that could be drawn", named.tolist(), chance=chance),
     ], {}
 

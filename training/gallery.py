@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
@@ -57,7 +59,7 @@ _LINE_PX = 14
 _LINE_CHARACTERS = 23
 _INK = (60, 60, 60)
 #: A README is read over slow lines, too.
-_MOST_BYTES = 500_000
+_MOST_BYTES = 300_000
 
 
 def sheet(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Image.Image:
@@ -77,14 +79,20 @@ def sheet(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Image.Imag
 
 
 def encoded(whole: Image.Image, most_bytes: int = _MOST_BYTES) -> bytes:
-    """Return the sheet as PNG; where it would be larger than that, in 256 colours."""
-    data = _png(whole)
-    return data if len(data) <= most_bytes else _png(whole.quantize(256, Image.Quantize.MEDIANCUT))
+    """Return the sheet as PNG. Where it would be larger than that, colours have 7, 6 or 5 bits: that shows least."""
+    pixels = np.asarray(whole)
+    data = _png(pixels)
+    for bits in (7, 6, 5):
+        if len(data) <= most_bytes:
+            break
+        step = 255 / (2**bits - 1)  # white stays white
+        data = _png((np.round(pixels / step) * step).round().astype(np.uint8))
+    return data
 
 
-def _png(image: Image.Image) -> bytes:
+def _png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -125,9 +125,7 @@ def evaluate(work: Path, base: Path | None = None, *, every: int = 1) -> list[Fi
     figures = [
         figure for name, (subjects, pictures) in drawn.items() for figure in ruler.figures(name, subjects, pictures)
     ]
-    own = Figure(
-        "LoRA", "the ink drawings themselves: black or white pixels", black_or_white(ruler.ink), n=len(SUBJECTS)
-    )
+    own = Figure("LoRA", "the ink drawings themselves: black or white pixels", black_or_white(ruler.ink))
     return [*figures, own]
 
 
@@ -158,13 +156,13 @@ class InkRuler:
         to_ink = ((small[:, None] - ink) ** 2).mean(-1)
         to_styles = ((small[:, None] - self.styles[asked]) ** 2).mean(-1)
         own = to_ink[np.arange(len(asked)), asked]
-        label, n = f"LoRA, {name}", len(asked)
+        label = f"LoRA, {name}"
         return [
             hits(label, "nearest of all ink drawings is the subject's", to_ink.argmin(1) == asked, chance=1 / len(ink)),
             hits(
                 label, "nearer to the subject's ink than to its three other styles", own < to_styles.min(1), chance=0.25
             ),
-            Figure(label, "black or white pixels", black_or_white(pictures), n=n),
+            Figure(label, "black or white pixels", black_or_white(pictures)),
         ]
 
 

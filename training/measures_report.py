@@ -32,6 +32,8 @@ class Figure:
     #: What a model would reach that does not listen to its prompt.
     chance: float | None = None
     less_is_better: bool = False
+    #: Whether it counts yes and no, so that an interval can be told from `n` alone; a mean of other numbers does not.
+    counted: bool = False
 
     @property
     def met(self) -> bool | None:
@@ -52,7 +54,9 @@ def hits(
 ) -> Figure:
     """Return the figure that says which part of `each` is true."""
     counted = list(each)
-    return Figure(group, name, float(sum(counted) / max(1, len(counted))), n=len(counted), aim=aim, chance=chance)
+    return Figure(
+        group, name, float(sum(counted) / max(1, len(counted))), n=len(counted), aim=aim, chance=chance, counted=True
+    )
 
 
 def interval(part: float, n: int) -> tuple[float, float]:
@@ -77,7 +81,7 @@ def markdown(figures: Sequence[Figure], note: str) -> str:
 
 def _cells(figure: Figure) -> tuple[str, ...]:
     spread = ""
-    if figure.unit == "%" and figure.n:
+    if figure.counted and figure.n:
         low, high = interval(figure.value, figure.n)
         spread = f"{100 * low:.0f}–{100 * high:.0f} %"
     aim = ""

@@ -17,7 +17,7 @@ from training.networks import load_pipeline
 MODELS = Path(__file__).resolve().parents[1] / "worker" / "models"
 BASE = "tiny-emoji"
 #: Stage -> folder of what it adds to the model.
-EXTRAS = {"lora": "tiny-emoji-ink", "controlnet": "tiny-emoji-edges", "textual_inversion": "tiny-emoji-teal"}
+EXTRAS = {"lora": "tiny-emoji-ink", "controlnet": "tiny-emoji-edges", "textual_inversion": "tiny-emoji-turquoise"}
 #: Folder that a part was read from, how, and how its last text was padded.
 _OF_THE_MACHINE = frozenset(
     {

@@ -1,10 +1,11 @@
-"""A new word, `<teal>`, as a textual inversion (Gal et al. 2022): one row of the embedding table, and nothing else.
+"""A new word, `<turquoise>`, as a textual inversion (Gal et al. 2022): one row of the embedding table, no more.
 
-The model has eleven backgrounds; teal is none of them. The row of a token that the vocabulary did not have is learnt
-from drawings on teal, through a text encoder and a U-Net that stay as they are: what is searched for is a word that
-makes this model do what no word of its own does. It starts as a copy of `green`'s row.
+The model has eleven backgrounds; turquoise is none of them, and no mean of two words' rows makes it: green and blue
+make teal. The row of a token that the vocabulary did not have is learnt from drawings on turquoise, through a text
+encoder and a U-Net that stay as they are: what is searched for is a word that makes this model do what no word of its
+own does. It starts as a copy of `blue`'s row.
 
-Every fifth subject is left out, and asked for on teal afterwards.
+Every fifth subject is left out, and asked for on turquoise afterwards.
 """
 
 import functools
@@ -32,10 +33,10 @@ from training.run import Modules, Recipe, Step
 from training.subjects import SUBJECTS
 
 RECIPE = Recipe(steps=500, batch=32, learning_rate=1e-2, warmup=20, weight_decay=0.0, ema_decay=0.98)
-TOKEN = "<teal>"  # noqa: S105 - a word, no secret
-COLOUR = (0, 128, 128)
+TOKEN = "<turquoise>"  # noqa: S105 - a word, no secret
+COLOUR = (0, 200, 210)
 #: The word whose row the new one starts from.
-INITIAL = "green"
+INITIAL = "blue"
 #: Words whose rows' mean is what one would guess without training.
 _MIXED = ("green", "blue")
 FILE = "learned_embeds.safetensors"
@@ -54,7 +55,7 @@ def train(work: Path, recipe: Recipe = RECIPE, base: Path | None = None) -> None
     """Train the token's row into `work`/textual_inversion, for the pipeline `base` or the one in `work`."""
     pipeline = frozen_base(work, base)
     token = NewToken(word_row(pipeline, INITIAL))
-    data = TealLatents.of(pipeline, drawings.load(work).of_subjects())
+    data = TurquoiseLatents.of(pipeline, drawings.load(work).of_subjects())
     pipeline.tokenizer.add_tokens(TOKEN)
     folder = work / "textual_inversion"
     loss = functools.partial(_loss, pipeline, token, data)
@@ -78,13 +79,13 @@ def context_with(pipeline: StableDiffusionPipeline, token: NewToken, captions: l
 
 
 @dataclass(frozen=True, slots=True)
-class TealLatents:
-    """Scaled latents of the seen subjects on teal: (subjects, styles, 4, 16, 16)."""
+class TurquoiseLatents:
+    """Scaled latents of the seen subjects on turquoise: (subjects, styles, 4, 16, 16)."""
 
     drawn: torch.Tensor
 
     @classmethod
-    def of(cls, pipeline: StableDiffusionPipeline, subjects: Drawings) -> "TealLatents":
+    def of(cls, pipeline: StableDiffusionPipeline, subjects: Drawings) -> "TurquoiseLatents":
         """Return the latents of the drawings of `SUBJECTS`, the unseen ones left out."""
         shown = on_background(subjects.rgba[list(SEEN)], COLOUR)
         return cls(encoded(pipeline.vae, shown.reshape(-1, *shown.shape[2:])).unflatten(0, (len(SEEN), len(STYLES))))
@@ -100,7 +101,7 @@ class TealLatents:
         return torch.stack(latents), texts
 
 
-def _loss(pipeline: StableDiffusionPipeline, token: NewToken, data: TealLatents, step: Step) -> torch.Tensor:
+def _loss(pipeline: StableDiffusionPipeline, token: NewToken, data: TurquoiseLatents, step: Step) -> torch.Tensor:
     z0, texts = data.sample(step.rng, step.batch)
     with torch.autocast("cpu", torch.bfloat16):
         hidden = context_with(pipeline, token, texts)
@@ -127,7 +128,7 @@ def evaluate(work: Path, base: Path | None = None, *, every: int = 1) -> list[Fi
     pipeline.load_textual_inversion(folder / "weights" / FILE)
     words = {
         f"the learnt {TOKEN}": TOKEN,
-        "the untrained word teal": "teal",
+        "the untrained word turquoise": "turquoise",
         f"{INITIAL}, which it started from": INITIAL,
         f"the mean of the rows of {' and '.join(_MIXED)}": "<mixture>",
     }
@@ -142,12 +143,12 @@ def evaluate(work: Path, base: Path | None = None, *, every: int = 1) -> list[Fi
 
 
 def figures_of(name: str, seen: NDArray[np.floating]) -> list[Figure]:
-    """Return what background colours, (n, 3) of n pictures, say of the word `name` that was to make them teal."""
+    """Return what background colours, (n, 3) of n pictures, say of the word `name` that was to make them turquoise."""
     table = {**BACKGROUNDS, TOKEN: COLOUR}
-    label = "textual inversion, backgrounds of subjects never seen on teal"
+    label = "textual inversion, backgrounds of subjects never seen on turquoise"
     nearest = [measures.nearest_colour(colour, table) == TOKEN for colour in seen]
     off = float(np.linalg.norm(seen - np.asarray(COLOUR), axis=1).mean())
     return [
-        hits(label, f"{name}: nearest of twelve colours is teal", nearest, chance=1 / len(table)),
-        Figure(label, f"{name}: distance from teal", off, "of 255, RGB", len(seen)),
+        hits(label, f"{name}: nearest of twelve colours is turquoise", nearest, chance=1 / len(table)),
+        Figure(label, f"{name}: distance from turquoise", off, "of 255, RGB", len(seen)),
     ]

@@ -18,11 +18,11 @@ from training.captions import BACKGROUNDS
 from training.extras_base import SEEN, context, frozen_base
 from training.networks import load_pipeline
 from training.subjects import SUBJECTS
-from training.textual_inversion import FILE, TOKEN, NewToken, TealLatents
+from training.textual_inversion import FILE, TOKEN, NewToken, TurquoiseLatents
 
 pytestmark = LIBRARY_WARNINGS
 
-CAPTIONS = ["an owl, 3d render, on a <teal> background", "a panda, on a green background"]
+CAPTIONS = ["an owl, 3d render, on a <turquoise> background", "a panda, on a green background"]
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +58,16 @@ def test_the_loaded_word_means_what_was_trained_and_no_other_word_changes(work: 
 
 def test_every_example_has_the_word_and_a_seen_subject() -> None:
     drawn = torch.arange(len(SEEN) * 3).float().reshape(-1, 3, 1, 1, 1).expand(-1, 3, 4, 16, 16)
-    latents, texts = TealLatents(drawn).sample(random.Random(0), 200)
+    latents, texts = TurquoiseLatents(drawn).sample(random.Random(0), 200)
     for one, text in zip(latents, texts, strict=True):
         assert text.endswith(f", on a {TOKEN} background")
         name = SUBJECTS[SEEN[int(one[0, 0, 0]) // 3]]
         assert text.removeprefix("an ").removeprefix("a ").startswith(name) or text.startswith(name)
 
 
-def test_teal_is_told_from_every_colour_that_the_model_has() -> None:
+def test_turquoise_is_told_from_every_colour_that_the_model_has() -> None:
     pictures = np.array([textual_inversion.COLOUR, *BACKGROUNDS.values()], np.float64)
     right, off = textual_inversion.figures_of("all", pictures)
     assert right.value == pytest.approx(1 / len(pictures))
     assert off.value > 50
-    assert textual_inversion.figures_of("teal", pictures[:1])[1].value == 0.0
+    assert textual_inversion.figures_of("turquoise", pictures[:1])[1].value == 0.0

@@ -66,8 +66,8 @@ def test_hits_are_counted() -> None:
 
 def test_table_says_value_spread_aim_and_chance_and_what_was_missed() -> None:
     figures = [
-        Figure("shapes", "place", 0.985, n=200, aim=0.98, chance=0.2),
-        Figure("shapes", "kind", 0.5, n=100, aim=0.85, chance=1 / 6),
+        Figure("shapes", "place", 0.985, n=200, aim=0.98, chance=0.2, counted=True),
+        Figure("shapes", "overlap", 0.5, n=100, aim=0.85, chance=1 / 6),
         Figure("speed", "one picture", 0.534, "s", 5, aim=2.0, less_is_better=True),
         Figure("autoencoder", "reconstruction", 28.345, "dB PSNR", 189),
     ]
@@ -75,7 +75,7 @@ def test_table_says_value_spread_aim_and_chance_and_what_was_missed() -> None:
     assert lines[2:9] == [
         "| **shapes** | | | | | |",
         "| place | 98.5 % | 96–99 % | ≥ 98.0 % | 20.0 % | 200 |",
-        "| kind | 50.0 % | 40–60 % | ≥ 85.0 %, missed | 16.7 % | 100 |",
+        "| overlap | 50.0 % |  | ≥ 85.0 %, missed | 16.7 % | 100 |",
         "| **speed** | | | | | |",
         "| one picture | 0.53 s |  | ≤ 2.00 s |  | 5 |",
         "| **autoencoder** | | | | | |",
