@@ -172,7 +172,7 @@ def _sd15_checked() -> StableDiffusionPipeline:
 
 def _sd15_lcm() -> StableDiffusionPipeline:
     """SD 1.5 distilled to a latent consistency model: guidance is an input of its U-Net, not a second row."""
-    components = _sd15(time_cond_proj_dim=16).components | {"scheduler": LCMScheduler(**_SCHEDULE)}
+    components = _sd15(time_cond_proj_dim=16).components | {"scheduler": LCMScheduler(**_SCHEDULE, steps_offset=1)}
     return StableDiffusionPipeline(**components, requires_safety_checker=False)
 
 

@@ -6,6 +6,7 @@ call of its pipeline. Who shares no call is equal to the bit.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -31,7 +32,7 @@ MOST = 5e-5
 #: Of what plain diffusers differs between one and `PLAIN_IMAGES` pictures a call.
 TIMES = 3
 PLAIN_IMAGES = 6
-JOINING_PER_TICK = 3
+JOINING_PER_TICK = 4
 
 #: An LCM takes guidance as a number beside each row.
 LCM = [("sd15_lcm", task) for task in TASKS]
@@ -128,14 +129,18 @@ def test_every_sampler_draws_in_mixed_company_what_diffusers_draws_alone(
 ) -> None:
     plain = reference(model)
     errors: dict[str, float] = {}
-    allowed: dict[str, float] = {}
+    plain_errors: dict[str, float] = {}
     for guest in party(engine_side(model), task).sharing:
         assert guest.error is None
         alone = plain.pictures([guest.case])
         errors[guest.case.scheduler] = distance(guest.pictures[0], alone)
-        allowed[guest.case.scheduler] = rounding(plain, guest.case, alone)
-    assert max(errors.values()) <= MOST
-    assert max(errors.values()) <= TIMES * max(allowed.values())
+        plain_errors[guest.case.scheduler] = rounding(plain, guest.case, alone)
+    typical = statistics.median(plain_errors.values())
+    assert set(errors) == set(SAMPLERS)
+    for name, error in errors.items():
+        assert error <= MOST, name
+        # A sampler's own measure, but for one that happened to hit upon exact sums.
+        assert error <= TIMES * max(plain_errors[name], typical), name
 
 
 @pytest.mark.parametrize(("model", "task"), EVERY)
@@ -169,8 +174,9 @@ def test_who_is_canceled_or_fails_leaves_the_company_and_nobody_else_does(
 def test_the_company_really_shared_its_calls(engine_side: EngineSides, model: str, task: Task) -> None:
     """Were every call of one request, the comparisons above would prove nothing."""
     widths = party(engine_side(model), task).watch.widths
-    assert max(widths) >= 12
-    assert sum(widths) / len(widths) >= 4
+    of_several = [rows for rows in widths if rows > 2]
+    assert max(of_several) >= 8
+    assert sum(of_several) > sum(widths) / 2
 
 
 @pytest.mark.parametrize("scheduler", SAMPLERS)
