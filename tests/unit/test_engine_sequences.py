@@ -16,13 +16,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.sums import Addition, Device, Table, batch_of
+from tests.sums import Addition, Device, Table, batch_of, engine_thread
 from worker.engine.strands import Strand, gather, share
 
 
 @pytest.fixture(autouse=True)
-def _without_gradients() -> Iterator[None]:
-    with torch.no_grad():
+def _engine_thread() -> Iterator[None]:
+    with engine_thread():
         yield
 
 
