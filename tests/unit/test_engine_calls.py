@@ -101,7 +101,6 @@ APART = [
     pytest.param(call(class_labels=noise(2, 8)), id="an argument more"),
     pytest.param(call(down_block_additional_residuals=[noise(2, 16, 8, 8)]), id="a ControlNet"),
     pytest.param(call(alone=True), id="alone"),
-    pytest.param(call(latents(), torch.tensor(5), noise(2, 77, 32), encoder_hidden_states=None), id="a third argument"),
 ]
 
 
@@ -162,6 +161,15 @@ def test_nested_arguments_lists_and_positions_count_too(
 
 def test_a_call_that_is_to_be_alone_meets_not_even_itself() -> None:
     assert call(alone=True).key != call(alone=True).key
+
+
+def test_a_call_with_more_positional_arguments_than_have_a_name_is_made_alone_and_whole() -> None:
+    module = Doubling()
+    given = (latents(), torch.tensor(5), noise(2, 77, 32))
+    works = [DenoiserCall(module, given, {}, alone=False) for _ in range(2)]
+    assert works[0].key != works[1].key
+    works[0].alone()
+    assert module.seen[0][0] == given
 
 
 def test_a_call_without_latents_is_no_denoisers() -> None:

@@ -129,8 +129,7 @@ def test_one_slow_turn_does_not_decide_what_a_key_costs() -> None:
     device = Device({"a": 0.001, "b": 0.001}, {"a": 1, "b": 1})
     device.shares(100)
     device.rounds.took("a", 0.01)
-    turns = [device.turn() for _ in range(60)]
-    assert turns.count("a") > 20
+    assert "a" in [device.turn() for _ in range(6)], "ten turns at its last cost, four at its mean"
 
 
 def test_costs_are_remembered_for_the_last_few_hundred_keys_only() -> None:
