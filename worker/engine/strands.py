@@ -47,11 +47,11 @@ class Strand(greenlet.greenlet):
 
     def __init__(self, hub: Hub, body: Callable[[], Any], owner: Strand | None = None) -> None:
         """`owner` waits for this strand; what the body of one without raises leaves `Hub.run`."""
-        super().__init__(parent=hub.main)
+        super().__init__(self._live, parent=hub.main)
         #: What it waits for; None while it can go on, or waits for its branches.
         self.work: SharedWork | None = None
         self.result: Any = None
-        self.error: BaseException | None = None
+        self.raised: BaseException | None = None
         #: Its part of the device's time so far, that of its branches included, s.
         self.spent_s = 0.0
         self._hub = hub
@@ -59,18 +59,18 @@ class Strand(greenlet.greenlet):
         self._owner = owner
         self._branches: list[Strand] = []
 
-    def run(self) -> None:
+    def _live(self) -> None:
         """Run the body; what it raises is kept until whoever waits for this strand has been told."""
         try:
             self.result = self._body()
         except BaseException as err:
             if self._owner is None:
                 raise
-            self.error = err
+            self.raised = err
         if self._owner is not None:
             self._owner.branch_ended()
         # Its traceback refers to this very strand, and would keep the tensors of all its frames.
-        self.error = None
+        self.raised = None
 
     def share(self, work: SharedWork) -> Any:
         """Wait until the work is done; return its result or raise its error."""
@@ -103,7 +103,7 @@ class Strand(greenlet.greenlet):
 
     def branch_ended(self) -> None:
         """Wake this strand with the first error, or when all have ended; what an error leaves over is dropped first."""
-        failed = next((branch.error for branch in self._branches if branch.error is not None), None)
+        failed = next((branch.raised for branch in self._branches if branch.raised is not None), None)
         if failed is not None:
             self.drop_branches()
             self._hub.wake(self, error=failed)
