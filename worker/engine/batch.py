@@ -17,12 +17,16 @@ import structlog
 import torch
 
 from worker.engine.faults import Fault, classify, free_memory
+from worker.engine.keys import kind_of
 from worker.engine.meter import CudaMeter, HostMeter, Meter, Reading
 from worker.engine.rounds import Rounds
 from worker.engine.rows import CudaGauge, NoGauge, RowLimits
 from worker.engine.strands import Hub, SharedWork, Strand
 
 log = structlog.get_logger()
+
+#: Rows of a call on a CPU, whose memory nobody measures for us.
+CPU_ROWS = 32
 
 Waiting = tuple[Strand, SharedWork]
 
@@ -52,7 +56,7 @@ class Batch:
         self.hub.run()
         if len(self._rounds):
             key = self._rounds.next_turn()
-            taken = self._rounds.take(key, lambda waiting: waiting[1].rows, self._limits.limit(key))
+            taken = self._rounds.take(key, lambda waiting: waiting[1].rows, self._limits.limit(kind_of(key)))
             # Who was stopped while waiting is still in the queue, and waits for something else or nothing.
             waiting = [(strand, work) for strand, work in taken if strand.work is work]
             if waiting:
@@ -78,7 +82,7 @@ class Batch:
         self._meter.begin()
         out_of_memory = False
         try:
-            results = self._limits.measure(key, rows, functools.partial(_do, works))
+            results = self._limits.measure(kind_of(key), rows, functools.partial(_do, works))
         except Exception as err:  # noqa: BLE001 - it belongs to whichever strand's work it was
             fault = classify(err)
             if fault is Fault.DEVICE:
@@ -96,7 +100,7 @@ class Batch:
         # Outside of the handler, whose error keeps the failed call's tensors.
         if out_of_memory:
             free_memory()
-            self._limits.failed(key, rows)
+            self._limits.failed(kind_of(key), rows)
             for strand, work in waiting:
                 self._parked(strand, work)
             log.warning("call_did_not_fit", rows=rows)
@@ -118,4 +122,4 @@ def batch_for(device: torch.device, *, lost: Callable[[Exception], None]) -> Bat
     """Return a batch for a device: a GPU's memory and time are measured on the GPU."""
     if device.type == "cuda":
         return Batch(RowLimits(CudaGauge(device), cautious=True), CudaMeter(device), lost=lost)
-    return Batch(RowLimits(NoGauge(), cautious=False), HostMeter(), lost=lost)
+    return Batch(RowLimits(NoGauge(), cautious=False, most=CPU_ROWS), HostMeter(), lost=lost)

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from worker.engine.keys import Alone
+
 #: Positional arguments of every denoiser of diffusers.
 _POSITIONAL = ("sample", "timestep")
 #: The timestep of a call may be one number for all its rows; joined, every row has its own.
@@ -36,7 +38,8 @@ class DenoiserCall:
         self.leaves = dict(_leaves(self._named))
         self.rows = _count_rows(self.leaves)
         understood = len(args) <= len(_POSITIONAL)
-        self.key: Hashable = object() if alone or not understood else (id(module), *self._signature())
+        signature = (id(module), *self._signature())
+        self.key: Hashable = Alone(signature) if alone or not understood else signature
 
     def alone(self) -> Any:
         """Return what the module returns for the call as the pipeline made it."""

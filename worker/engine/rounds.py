@@ -14,6 +14,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from worker.engine.keys import kind_of
+
 W = TypeVar("W")
 
 #: s of waiting that double the growth of a key's credit.
@@ -78,13 +80,14 @@ class Rounds(Generic[W]):
 
     def took(self, key: Hashable, seconds: float) -> None:
         """Learn what a turn of this key cost."""
-        known = self._costs_s.pop(key, seconds)
-        self._costs_s[key] = known + _LEARNING * (seconds - known)
+        kind = kind_of(key)
+        known = self._costs_s.pop(kind, seconds)
+        self._costs_s[kind] = known + _LEARNING * (seconds - known)
         while len(self._costs_s) > 512:
             self._costs_s.popitem(last=False)
 
     def _cost_s(self, key: Hashable) -> float:
-        return max(_LEAST_S, self._costs_s.get(key, _FIRST_GUESS_S))
+        return max(_LEAST_S, self._costs_s.get(kind_of(key), _FIRST_GUESS_S))
 
     def _growth(self, queue: _Queue[W], now_s: float) -> float:
         waited_s = max(0.0, now_s - queue.works[0][1])
