@@ -52,6 +52,9 @@ bench: environment-dev ## Measure what docs/performance.md reports
 train: environment-dev ## Train the model in the box anew, every stage; two to three hours on two cores
 	@for stage in $(TRAINING_STAGES); do $(BIN)/python -m training $$stage || exit 1; done
 
+gpu-bench: environment-dev ## Measure full-size models with random weights on this machine's GPU; offline
+	$(BIN)/python -m benchmarks.gpu
+
 clean: ## Remove caches and the environment; data in .darkroom and .training stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache
 	find service worker training tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,7 +11,8 @@ import argparse
 import os
 import sys
 
-from benchmarks.fleet import fleet, machine, quantile
+from benchmarks.figures import machine, quantile
+from benchmarks.fleet import fleet
 from benchmarks.latency import bare_pipeline, over_http
 
 #: What a newcomer's laptop should need at most, s.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,23 +31,3 @@ def fleet(*, fsync: str = "always") -> Iterator[Service]:
         finally:
             storage.stop()
             valkey.stop()
-
-
-def machine() -> str:
-    """Say where the figures come from."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
-    return f"{os.cpu_count()} cores of {model}, {system}"
-
-
-def quantile(values: list[float], q: float) -> float:
-    """Return the q-quantile by nearest rank."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]

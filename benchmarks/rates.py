@@ -14,7 +14,8 @@ import time
 
 import redis
 
-from benchmarks.fleet import fleet, machine, quantile
+from benchmarks.figures import machine, quantile
+from benchmarks.fleet import fleet
 from service.jobs.keys import key
 
 

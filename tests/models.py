@@ -19,6 +19,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -169,6 +170,12 @@ def _sd15_checked() -> StableDiffusionPipeline:
     return StableDiffusionPipeline(**components, requires_safety_checker=True)
 
 
+def _sd15_lcm() -> StableDiffusionPipeline:
+    """SD 1.5 distilled to a latent consistency model: guidance is an input of its U-Net, not a second row."""
+    components = _sd15(time_cond_proj_dim=16).components | {"scheduler": LCMScheduler(**_SCHEDULE, steps_offset=1)}
+    return StableDiffusionPipeline(**components, requires_safety_checker=False)
+
+
 def _sd21() -> StableDiffusionPipeline:
     """SD 2.1: v-prediction, OpenCLIP's text encoder, DDIM."""
     return StableDiffusionPipeline(
@@ -233,6 +240,7 @@ def _sdxl_inpaint() -> StableDiffusionXLInpaintPipeline:
 BUILDERS: dict[str, Callable[[], Any]] = {
     "sd15": _sd15,
     "sd15_checked": _sd15_checked,
+    "sd15_lcm": _sd15_lcm,
     "sd21": _sd21,
     "sdxl": _sdxl,
     "sdxl_refiner": _sdxl_refiner,

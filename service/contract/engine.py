@@ -118,9 +118,12 @@ class Finished(_Message):
 
     type: Literal["finished"] = "finished"
     execution_id: str
+    #: From the outside: what other requests did in between is in it.
     encode_s: float
     denoise_s: float
     decode_s: float
+    #: Its part of the device's time: of every call that it shared, as much as its rows were of all.
+    gpu_s: float = 0.0
     receipt: Receipt
 
 

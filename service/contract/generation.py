@@ -65,6 +65,8 @@ class GenerationSpec(_Frozen):
     #: Image i is drawn from its own CPU generator seeded with `seed + i`.
     seed: int
     num_images: int = 1
+    #: Share no computation with other requests: equal to diffusers to the bit, not only to rounding; slower.
+    deterministic: bool = False
     image: StoredInput | None = None
     mask: StoredInput | None = None
     #: Denoising strength in (0, 1]; None for text-to-image.
@@ -105,7 +107,7 @@ class Timings(_Frozen):
     #: Pixels → PNG, JPEG or WebP.
     compress_s: float = 0.0
     upload_s: float = 0.0
-    #: Engine time spent on this job: encode + denoise + decode.
+    #: Engine time spent on this job. Of a call shared with other jobs, the part that its rows were of all.
     gpu_s: float = 0.0
 
 

@@ -98,6 +98,10 @@ class GenerationRequest(_Strict):
     num_images: Annotated[
         int | None, Field(ge=1, le=64, json_schema_extra=_unit("images"), description="Default: 1.")
     ] = None
+    deterministic: Annotated[
+        bool | None,
+        Field(description="Share no computation: the same picture to the bit in any company; slower. Default: false."),
+    ] = None
     image: Annotated[Asset | None, Field(description="For image-to-image and inpaint.")] = None
     mask: Annotated[Asset | None, Field(description="For inpaint: white is drawn anew.")] = None
     strength: Annotated[

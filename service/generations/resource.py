@@ -85,6 +85,7 @@ class RequestResource(_Resource):
     sigmas: SigmaSpacing | None
     seed: Annotated[int, Field(ge=0, le=SEED_MAX)]
     num_images: int
+    deterministic: bool
     image: InputResource | None
     mask: InputResource | None
     strength: float | None
@@ -206,6 +207,7 @@ def _request(job: Job) -> RequestResource:
         sigmas=spec.sigmas,
         seed=spec.seed,
         num_images=spec.num_images,
+        deterministic=spec.deterministic,
         image=_input(spec.image),
         mask=_input(spec.mask),
         strength=spec.strength,

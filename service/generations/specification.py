@@ -134,6 +134,7 @@ def _specification(
         sigmas=request.sigmas,
         seed=_seed(request, num_images, findings, draw_seed),
         num_images=num_images,
+        deterministic=request.deterministic or False,
         strength=strength,
         output=_output(request, findings),
     )

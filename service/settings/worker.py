@@ -26,6 +26,9 @@ class AgentSettings(BaseSettings):
     models: Path | None = None
     #: CPU threads of the engine; 0 = torch's own choice. On a shared machine fewer are often faster.
     engine_threads: int = Field(default=0, ge=0, le=256)
+    #: Requests that the engine draws at once, sharing its calls; 0 = 16 on a GPU, 4 on a CPU. More raise what is drawn
+    #: in all, and the time that each takes.
+    engine_capacity: int = Field(default=0, ge=0, le=256)
     #: s that a stopping agent gives to what runs before it hands it back. Below Kubernetes' 30 s to the kill.
     drain_s: float = Field(default=25.0, ge=0, le=86_400)
     #: s without a sign from the engine before its first step of a kind has been measured; then 20 times the measure.

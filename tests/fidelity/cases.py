@@ -45,6 +45,7 @@ class Case:
     strength: float = 0.8
     picture: int = 0
     mask: int = 0
+    deterministic: bool = False
 
     def but(self, **changes: Any) -> Case:
         return replace(self, **changes)
@@ -66,6 +67,7 @@ class Case:
                 "sigmas": self.sigmas,
                 "seed": self.seed,
                 "num_images": num_images,
+                "deterministic": self.deterministic,
                 "strength": None if self.task == "text-to-image" else self.strength,
             }
         )

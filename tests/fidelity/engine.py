@@ -55,7 +55,7 @@ class EngineSide:
         mask = case.input_mask() if case.task == "inpaint" else None
         return stages.denoise(
             pipeline,
-            stages.encode_prompts(self.model, spec),
+            stages.encode_prompts(self.model, [spec])[0],
             tasks.call_arguments(self.model, spec, image, mask),
             seed=case.seed,
             call=lambda denoiser, *args, **kwargs: denoiser(*args, **kwargs),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,35 +105,47 @@ class Reference:
         self._own: dict[str, Any] = {}
 
     def draw(self, case: Case) -> Drawn:
-        pipeline = self._pipeline(case.task)
-        pipeline.scheduler = self._scheduler(case)
-        arguments: dict[str, Any] = {}
-        if case.negative_prompt:
-            arguments["negative_prompt"] = case.negative_prompt
-        if case.guidance_rescale:
-            arguments["guidance_rescale"] = case.guidance_rescale
-        if case.task != "text-to-image":
-            arguments |= {"image": case.input_picture(), "strength": case.strength}
-        if case.task == "inpaint":
-            arguments["mask_image"] = case.input_mask()
-        if case.task != "image-to-image":
-            arguments |= {"width": case.width, "height": case.height}
         seen: list[torch.Tensor] = []
 
         def keep(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             seen.append(tensors["latents"].clone())
             return {}
 
-        picture = pipeline(
-            prompt=case.prompt,
-            num_inference_steps=case.steps,
-            guidance_scale=case.guidance_scale,
-            eta=case.eta,
-            generator=torch.Generator("cpu").manual_seed(case.seed),
-            callback_on_step_end=keep,
-            **arguments,
-        ).images[0]
+        (picture,) = self._call([case], callback_on_step_end=keep)
         return Drawn(pixels=np.asarray(picture), latents=seen[-1], calls=len(seen))
+
+    def pictures(self, cases: Sequence[Case]) -> torch.Tensor:
+        """Return the pictures of one call, (n, 3, height, width) in [0, 1] before they are rounded to pixels.
+
+        The cases differ in prompts, seeds, input pictures and masks only: plain diffusers can share nothing else.
+        """
+        return self._call(cases, output_type="pt")
+
+    def _call(self, cases: Sequence[Case], **options: Any) -> Any:
+        def each(values: list[Any]) -> Any:
+            return values if len(values) > 1 else values[0]
+
+        first = cases[0]
+        pipeline = self._pipeline(first.task)
+        pipeline.scheduler = self._scheduler(first)
+        if first.negative_prompt:
+            options["negative_prompt"] = each([case.negative_prompt for case in cases])
+        if first.guidance_rescale:
+            options["guidance_rescale"] = first.guidance_rescale
+        if first.task != "text-to-image":
+            options |= {"image": each([case.input_picture() for case in cases]), "strength": first.strength}
+        if first.task == "inpaint":
+            options["mask_image"] = each([case.input_mask() for case in cases])
+        if first.task != "image-to-image":
+            options |= {"width": first.width, "height": first.height}
+        return pipeline(
+            prompt=each([case.prompt for case in cases]),
+            num_inference_steps=first.steps,
+            guidance_scale=first.guidance_scale,
+            eta=first.eta,
+            generator=each([torch.Generator("cpu").manual_seed(case.seed) for case in cases]),
+            **options,
+        ).images
 
     def _pipeline(self, task: str) -> Any:
         if task not in self._pipelines:

@@ -87,6 +87,16 @@ def test_an_sdxl_refiner_equals_diffusers(engine_side: EngineSides, reference: R
 
 
 @pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 8.0])
+def test_a_latent_consistency_model_equals_diffusers(
+    engine_side: EngineSides, reference: References, task: str, guidance_scale: float
+) -> None:
+    """Guidance reaches its U-Net as a number, and takes no second row."""
+    case = Case(task=task, scheduler="lcm", guidance_scale=guidance_scale, negative_prompt="a dog")
+    assert_equal(engine_side("sd15_lcm"), reference("sd15_lcm"), case)
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_the_boxed_model_equals_diffusers(boxed_engine: EngineSide, task: str) -> None:
     assert_equal(boxed_engine, Reference(BOXED_MODEL), Case(task=task, prompt="a red apple, 3d render"))
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from service.contract.catalog import CatalogEntry
 from service.contract.engine import (
@@ -25,6 +26,7 @@ from service.contract.engine import (
 from service.contract.generation import GenerationSpec
 from tests.engine_child import EngineChild, Received
 from tests.models import build, tiny_model
+from worker.engine.loop import suitable_capacity
 
 #: Long enough that a child which does not stop is seen, at some 3 ms a step.
 ENDLESS_STEPS = 900
@@ -61,7 +63,7 @@ def child() -> Iterator[EngineChild]:
     with EngineChild() as child:
         hello = child.hello()
         assert hello.pid == child.process.pid
-        assert hello.capacity == 1
+        assert hello.capacity == suitable_capacity(torch.device("cpu"))
         assert {"torch", "diffusers", "transformers"} <= set(hello.versions)
         child.load(tiny_model("sd15"))
         yield child

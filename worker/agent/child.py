@@ -187,6 +187,7 @@ class EngineChild:
             *(sys.executable, "-P", "-X", "faulthandler", "-m", self._settings.engine_module),
             *("--fd-in", str(theirs_in), "--fd-out", str(theirs_out)),
             *("--threads", str(self._settings.engine_threads)),
+            *("--capacity", str(self._settings.engine_capacity)),
             *("--log-format", self._logs.log, "--log-level", self._logs.log_level),
         ]
         try:

@@ -363,7 +363,7 @@ class Execution:
             decode_s=round(finished.decode_s, 4),
             compress_s=round(self._times["compress"], 4),
             upload_s=round(self._times["upload"], 4),
-            gpu_s=round(finished.encode_s + finished.denoise_s + finished.decode_s, 4),
+            gpu_s=round(finished.gpu_s, 4),
         )
 
 

@@ -36,10 +36,11 @@ def main() -> NoReturn:
     inbox = Inbox(os.fdopen(arguments.fd_in, "rb"))
     inbox.start()
 
-    _engine(inbox, Outbox(os.fdopen(arguments.fd_out, "wb")), threads=arguments.threads).run()
+    outbox = Outbox(os.fdopen(arguments.fd_out, "wb"))
+    _engine(inbox, outbox, threads=arguments.threads, capacity=arguments.capacity).run()
 
 
-def _engine(inbox: Inbox, outbox: Outbox, *, threads: int) -> Engine:
+def _engine(inbox: Inbox, outbox: Outbox, *, threads: int, capacity: int) -> Engine:
     """Return the engine after some five seconds of imports, with the pipe already watched and SIGINT ignored."""
     import torch  # noqa: PLC0415 - see above
 
@@ -50,7 +51,7 @@ def _engine(inbox: Inbox, outbox: Outbox, *, threads: int) -> Engine:
 
     if threads:
         torch.set_num_threads(threads)
-    return Engine(inbox, outbox)
+    return Engine(inbox, outbox, capacity=capacity)
 
 
 def _die_with_parent() -> None:
@@ -66,6 +67,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--fd-in", type=int, required=True, help="pipe with the agent's messages")
     parser.add_argument("--fd-out", type=int, required=True, help="pipe for the answers")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 leaves its own choice")
+    parser.add_argument("--capacity", type=int, default=0, help="requests drawn at once; 0 leaves it to the device")
     parser.add_argument("--log-format", choices=("console", "json"), default="console")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser.parse_args()

@@ -15,6 +15,8 @@ from service.contract.framing import Buffer, FramingError, read_frame, write_fra
 
 log = structlog.get_logger()
 
+Work = tuple[LoadModel | Generate, list[bytes]]
+
 
 class Inbox:
     """Messages of the agent, read by a thread of its own so that a cancel is seen while the engine draws.
@@ -25,8 +27,9 @@ class Inbox:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._work: queue.SimpleQueue[tuple[LoadModel | Generate, list[bytes]]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._canceled: list[str] = []
         #: Executions that were asked for and not answered yet → whether they were canceled.
         self._open: dict[str, bool] = {}
 
@@ -34,9 +37,20 @@ class Inbox:
         """Begin to read."""
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
-    def next(self) -> tuple[LoadModel | Generate, list[bytes]]:
-        """Return the next piece of work with its buffers; wait for one."""
-        return self._work.get()
+    def take(self, *, wait: bool) -> list[Work]:
+        """Return all work that has arrived, with its buffers; `wait` for a first piece."""
+        taken: list[Work] = []
+        try:
+            while True:
+                taken.append(self._work.get(block=wait and not taken))
+        except queue.Empty:
+            return taken
+
+    def newly_canceled(self) -> list[str]:
+        """Return the open executions that were canceled since the last call."""
+        with self._lock:
+            canceled, self._canceled = self._canceled, []
+        return canceled
 
     def is_canceled(self, execution_id: str) -> bool:
         """Return whether the agent wants this execution stopped."""
@@ -65,6 +79,7 @@ class Inbox:
                 with self._lock:
                     if message.execution_id in self._open:
                         self._open[message.execution_id] = True
+                        self._canceled.append(message.execution_id)
             case Generate():
                 with self._lock:
                     self._open[message.execution_id] = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -17,11 +18,15 @@ from service.contract.engine import Finished, FromEngine, Generate, ImageDrawn, 
 from service.contract.errors import FailureCode
 from service.contract.framing import Buffer
 from service.contract.generation import Receipt
+from worker.engine.calls import DenoiserCall
 from worker.engine.faults import Fault, classify, free_memory
 from worker.engine.phases import Phases
+from worker.engine.strands import gather, share
+from worker.engine.works import LatentsWork, PromptWork
 from worker.pipelines import stages, tasks
 from worker.pipelines.errors import Refusal
 from worker.pipelines.loading import LoadedModel, Pipeline
+from worker.pipelines.stages import Embeddings
 
 T = TypeVar("T")
 
@@ -39,10 +44,11 @@ class Send(Protocol):
 
 
 class Drawing:
-    """One execution: draws its images one after the other and tells the agent of every step.
+    """One execution: draws its images and tells the agent of every step.
 
-    Image i comes from seed + i and from nothing else, so that it is the same in whatever company it is drawn. All
-    images share the encoded prompts. A fault leaves the model usable for the next execution.
+    As a strand of a batch it shares its calls with other executions, and its images take turns; outside of one it draws
+    them one after the other. Image i comes from seed + i and from nothing else, so that it is the same in whatever
+    company it is drawn. All images share the encoded prompts. A fault leaves the model usable for the next execution.
     """
 
     def __init__(
@@ -64,6 +70,9 @@ class Drawing:
         self._degraded: set[str] = set()
         self._scheduler_sha256 = ""
         self._calls_per_image = 0
+        #: Denoiser calls done, by image.
+        self._done = [0] * self._spec.num_images
+        self._alone = request.alone or self._spec.deterministic
 
     @torch.no_grad()
     def run(self) -> Finished:
@@ -73,10 +82,8 @@ class Drawing:
         stages.check_prompts(self._model, self._spec)
         self._calls_per_image = tasks.count_calls(self._model, self._spec)
         self._phases.enter("encode")
-        embeddings = self._with_room(lambda: stages.encode_prompts(self._model, self._spec))
-        for index in range(self._spec.num_images):
-            pixels = self._with_room(lambda index=index: self._draw(index, embeddings))
-            self._tell_image(index, pixels)
+        embeddings = self._with_room(lambda: share(PromptWork(self._model, self._spec, alone=self._alone)))
+        gather([functools.partial(self._image_of, index, embeddings) for index in range(self._spec.num_images)])
         self._phases.leave()
         return Finished(
             execution_id=self._execution_id,
@@ -86,7 +93,10 @@ class Drawing:
             receipt=self._receipt(),
         )
 
-    def _draw(self, index: int, embeddings: dict[str, torch.Tensor | None]) -> NDArray[np.uint8] | None:
+    def _image_of(self, index: int, embeddings: Embeddings) -> None:
+        self._tell_image(index, self._with_room(lambda: self._draw(index, embeddings)))
+
+    def _draw(self, index: int, embeddings: Embeddings) -> NDArray[np.uint8] | None:
         """Return the pixels of one image, or None when the safety checker holds it back."""
         latents = self._denoise(index, embeddings)
         if not _finite(latents) and self._image is not None and self._tries_float32():
@@ -96,18 +106,19 @@ class Drawing:
             raise Refusal(FailureCode.NUMERICAL_ERROR, _NUMERICAL)
         self._phases.enter("decode")
         self._stop_if_canceled()
-        picture = stages.decode(self._model, latents)
+        picture = self._decode(latents)
         pixels = _sound_pixels(picture)
         if pixels is None and self._tries_float32():
-            picture = stages.decode(self._model, latents, in_float32=True)
+            picture = self._decode(latents, in_float32=True)
             pixels = _sound_pixels(picture)
         if pixels is None:
             raise Refusal(FailureCode.NUMERICAL_ERROR, _NUMERICAL)
         return None if stages.is_flagged(self._model, picture) else pixels
 
-    def _denoise(
-        self, index: int, embeddings: dict[str, torch.Tensor | None], *, encode_in_float32: bool = False
-    ) -> torch.Tensor:
+    def _decode(self, latents: torch.Tensor, *, in_float32: bool = False) -> torch.Tensor:
+        return share(LatentsWork(self._model, latents, in_float32=in_float32, alone=self._alone))
+
+    def _denoise(self, index: int, embeddings: Embeddings, *, encode_in_float32: bool = False) -> torch.Tensor:
         self._phases.enter("encode")
         seed = self._spec.seed + index
         pipeline = tasks.task_pipeline(self._model, self._spec, seed=seed)
@@ -116,7 +127,7 @@ class Drawing:
         def call(denoiser: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
             self._phases.enter("denoise")
             self._stop_if_canceled()
-            return denoiser(*args, **kwargs)
+            return share(DenoiserCall(denoiser, args, kwargs, alone=self._alone))
 
         try:
             return stages.denoise(
@@ -125,7 +136,7 @@ class Drawing:
                 tasks.call_arguments(self._model, self._spec, self._image, self._mask),
                 seed=seed,
                 call=call,
-                on_step=lambda step: self._tell_step(index * self._calls_per_image + step),
+                on_step=lambda step: self._tell_step(index, step),
                 encode_in_float32=encode_in_float32,
             )
         finally:
@@ -160,9 +171,10 @@ class Drawing:
     def _tell_phase(self, phase: Phase) -> None:
         self._send(PhaseStarted(execution_id=self._execution_id, phase=phase))
 
-    def _tell_step(self, done: int) -> None:
+    def _tell_step(self, index: int, step: int) -> None:
+        self._done[index] = step
         total = self._calls_per_image * self._spec.num_images
-        self._send(StepDone(execution_id=self._execution_id, step=done, steps=total))
+        self._send(StepDone(execution_id=self._execution_id, step=sum(self._done), steps=total))
         self._stop_if_canceled()
 
     def _tell_image(self, index: int, pixels: NDArray[np.uint8] | None) -> None:

@@ -57,16 +57,19 @@ class FakeEngine:
         """Greet, then work."""
         self._outbox.send(Hello(pid=os.getpid(), device="fake", capacity=1, versions={}))
         while True:
-            message, _buffers = self._inbox.next()
-            match message:
-                case LoadModel():
-                    answer = _load(message.entry)
-                    if isinstance(answer, ModelLoaded):
-                        self._models.add(message.entry.id)
-                    self._outbox.send(answer)
-                case Generate():
-                    self._outbox.send(self._draw(message))
-                    self._inbox.close(message.execution_id)
+            for message, _buffers in self._inbox.take(wait=True):
+                self._answer(message)
+
+    def _answer(self, message: LoadModel | Generate) -> None:
+        match message:
+            case LoadModel():
+                answer = _load(message.entry)
+                if isinstance(answer, ModelLoaded):
+                    self._models.add(message.entry.id)
+                self._outbox.send(answer)
+            case Generate():
+                self._outbox.send(self._draw(message))
+                self._inbox.close(message.execution_id)
 
     def _draw(self, request: Generate) -> Finished | Refused:
         spec, execution_id = request.spec, request.execution_id
@@ -92,6 +95,7 @@ class FakeEngine:
             encode_s=0,
             denoise_s=time.monotonic() - begun_s,
             decode_s=0,
+            gpu_s=time.monotonic() - begun_s,
             receipt=Receipt(model_sha256=_SHA256, scheduler_config_sha256=_SHA256, device="fake", dtype="float32"),
         )
 
@@ -143,7 +147,7 @@ def _load(entry: CatalogEntry) -> ModelLoaded | ModelFailed:
 def main() -> NoReturn:
     """Run until the agent closes its end of the pipe."""
     parser = argparse.ArgumentParser()
-    for name in ("--fd-in", "--fd-out", "--threads"):
+    for name in ("--fd-in", "--fd-out", "--threads", "--capacity"):
         parser.add_argument(name, type=int, required=True)
     for name in ("--log-format", "--log-level"):
         parser.add_argument(name, required=True)

@@ -1,4 +1,4 @@
-"""The engine: holds models, draws one request at a time."""
+"""The engine: holds models, draws many requests at once."""
 
 from __future__ import annotations
 
@@ -7,63 +7,65 @@ import time
 from typing import NoReturn
 
 import structlog
+import torch
 
 from service.contract.catalog import CatalogEntry
 from service.contract.engine import Finished, Generate, Hello, LoadModel, ModelFailed, ModelLoaded, Refused
 from service.contract.errors import FailureCode
+from worker.engine.batch import batch_for
 from worker.engine.channel import Inbox, Outbox
 from worker.engine.drawing import Drawing, library_versions
 from worker.engine.faults import Fault, classify, free_memory, report
+from worker.engine.strands import Strand
 from worker.pipelines.errors import Refusal, UnusableModel
 from worker.pipelines.loading import LoadedModel, load, resolve_device
 
 log = structlog.get_logger()
 
-#: Requests drawn at a time; further ones wait in the inbox.
-CAPACITY = 1
-
 
 class Engine:
     """Takes messages until the pipe ends. A request that fails takes nothing down but itself."""
 
-    def __init__(self, inbox: Inbox, outbox: Outbox) -> None:
+    def __init__(self, inbox: Inbox, outbox: Outbox, *, capacity: int = 0) -> None:
+        """`capacity`: requests drawn at once; 0 = as many as suit the device."""
+        torch.set_grad_enabled(False)  # before the batch: its strands may not differ from it
+        self._device = resolve_device("auto")
         self._inbox = inbox
         self._outbox = outbox
+        self._capacity = capacity or suitable_capacity(self._device)
         self._models: dict[str, LoadedModel] = {}
+        self._batch = batch_for(self._device, lost=_exit)
+        self._strands: dict[str, Strand] = {}
 
     def run(self) -> NoReturn:
         """Greet the agent, then work until the inbox ends the process."""
-        device = str(resolve_device("auto"))
-        self._outbox.send(Hello(pid=os.getpid(), device=device, capacity=CAPACITY, versions=library_versions()))
+        device = str(self._device)
+        self._outbox.send(Hello(pid=os.getpid(), device=device, capacity=self._capacity, versions=library_versions()))
         while True:
-            message, buffers = self._inbox.next()
-            match message:
-                case LoadModel():
-                    self._outbox.send(self._load(message.entry))
-                case Generate():
-                    self._outbox.send(self._draw(message, buffers))
-                    self._inbox.close(message.execution_id)
+            for message, buffers in self._inbox.take(wait=not self._batch.busy):
+                match message:
+                    case LoadModel():
+                        self._outbox.send(self._load(message.entry))
+                    case Generate():
+                        self._begin(message, buffers)
+            for execution_id in self._inbox.newly_canceled():
+                strand = self._strands.get(execution_id)
+                if strand:  # one that has not begun sees it by itself
+                    self._batch.hub.stop(strand, Refusal("canceled", "Canceled."))
+            self._batch.tick()
 
-    def _load(self, entry: CatalogEntry) -> ModelLoaded | ModelFailed:
-        started_s = time.monotonic()
-        held = self._models.get(entry.id)
-        if held is not None and held.entry == entry:
-            return ModelLoaded(card=held.card, seconds=0.0)
-        try:
-            self._models.pop(entry.id, None)
-            model = load(entry)
-        except UnusableModel as err:
-            log.warning("model_unusable", model=entry.id, reason=str(err))
-            return ModelFailed(model=entry.id, message=str(err))
-        except Exception as err:  # noqa: BLE001 - one model that cannot be loaded must not take the others down
-            report("model_load_failed", err, model=entry.id)
-            self._exit_if_device_is_lost(err)
-            reason = "out of memory" if classify(err) is Fault.OUT_OF_MEMORY else type(err).__name__
-            return ModelFailed(model=entry.id, message=f"Loading failed: {reason}. The worker's log says more.")
-        self._models[entry.id] = model
-        seconds = time.monotonic() - started_s
-        log.info("model_loaded", model=entry.id, dtype=model.card.dtype, device=str(model.device), seconds=seconds)
-        return ModelLoaded(card=model.card, seconds=seconds)
+    def _begin(self, request: Generate, buffers: list[bytes]) -> None:
+        """Let a request join the batch."""
+
+        def draw_and_answer() -> None:
+            answer = self._draw(request, buffers)
+            self._batch.settle()
+            spent_s = self._strands[request.execution_id].spent_s
+            self._outbox.send(answer.model_copy(update={"gpu_s": spent_s}) if isinstance(answer, Finished) else answer)
+            self._inbox.close(request.execution_id)
+            del self._strands[request.execution_id]
+
+        self._strands[request.execution_id] = self._batch.hub.start(draw_and_answer)
 
     def _draw(self, request: Generate, buffers: list[bytes]) -> Finished | Refused:
         execution_id, spec = request.execution_id, request.spec
@@ -91,7 +93,38 @@ class Engine:
             raise Refusal(FailureCode.MODEL_UNAVAILABLE, f"The model {model_id} is not loaded here.")
         return self._models[model_id]
 
+    def _load(self, entry: CatalogEntry) -> ModelLoaded | ModelFailed:
+        started_s = time.monotonic()
+        held = self._models.get(entry.id)
+        if held is not None and held.entry == entry:
+            return ModelLoaded(card=held.card, seconds=0.0)
+        try:
+            self._models.pop(entry.id, None)
+            model = load(entry)
+        except UnusableModel as err:
+            log.warning("model_unusable", model=entry.id, reason=str(err))
+            return ModelFailed(model=entry.id, message=str(err))
+        except Exception as err:  # noqa: BLE001 - one model that cannot be loaded must not take the others down
+            report("model_load_failed", err, model=entry.id)
+            self._exit_if_device_is_lost(err)
+            reason = "out of memory" if classify(err) is Fault.OUT_OF_MEMORY else type(err).__name__
+            return ModelFailed(model=entry.id, message=f"Loading failed: {reason}. The worker's log says more.")
+        self._models[entry.id] = model
+        seconds = time.monotonic() - started_s
+        log.info("model_loaded", model=entry.id, dtype=model.card.dtype, device=str(model.device), seconds=seconds)
+        return ModelLoaded(card=model.card, seconds=seconds)
+
     def _exit_if_device_is_lost(self, error: Exception) -> None:
-        """After a CUDA error nothing that the process computes can be trusted: the agent starts another."""
         if classify(error) is Fault.DEVICE:
-            os._exit(os.EX_SOFTWARE)
+            _exit(error)
+
+
+def suitable_capacity(device: torch.device) -> int:
+    """Return how many requests a device draws at once: a GPU gains by each, a CPU only shares its time among them."""
+    return 16 if device.type == "cuda" else 4
+
+
+def _exit(error: Exception) -> NoReturn:
+    """After a device's error nothing that the process computes can be trusted: the agent starts another."""
+    log.error("device_lost", error=type(error).__name__)
+    os._exit(os.EX_SOFTWARE)

@@ -6,7 +6,7 @@ suite holds the two bit-equal in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,9 @@ from worker.pipelines.loading import LoadedModel, Pipeline
 from worker.pipelines.tasks import is_xl
 
 #: One call of a denoiser, as the pipeline makes it: the module, then its positional and keyword arguments.
-DenoiserCall = Callable[..., Any]
+CallDenoiser = Callable[..., Any]
+#: Prompt embeddings of one request, (1, tokens, width) or (1, width) each, by the names of a pipeline's arguments.
+Embeddings = dict[str, torch.Tensor | None]
 
 
 class Denoiser:
@@ -32,7 +34,7 @@ class Denoiser:
     by raising, or make it together with the calls of other requests.
     """
 
-    def __init__(self, module: torch.nn.Module, call: DenoiserCall) -> None:
+    def __init__(self, module: torch.nn.Module, call: CallDenoiser) -> None:
         self._module = module
         self._call = call
 
@@ -50,18 +52,26 @@ class Float32Encoder:
     """
 
     def __init__(self, vae: Any) -> None:
-        self._vae = vae.to(dtype=torch.float32)
+        self._vae = vae
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._vae, name)
 
     def to(self, *_args: Any, **_kwargs: Any) -> Float32Encoder:
-        """Stay in float32: pipelines of SDXL cast their autoencoder to and fro."""
+        """Stay as it is: pipelines of SDXL cast their autoencoder to and fro."""
         return self
 
     def encode(self, picture: torch.Tensor) -> AutoencoderKLOutput:
-        """Return the distribution of the latents of a picture (1, 3, height, width) in [-1, 1]."""
-        moments = self._vae.encode(picture.float()).latent_dist.parameters
+        """Return the distribution of the latents of a picture (1, 3, height, width) in [-1, 1].
+
+        The autoencoder is in float32 for the time of the call only: other requests use it while this one denoises.
+        """
+        dtype = self._vae.dtype
+        self._vae.to(dtype=torch.float32)
+        try:
+            moments = self._vae.encode(picture.float()).latent_dist.parameters
+        finally:
+            self._vae.to(dtype=dtype)
         return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments.to(picture.dtype)))
 
 
@@ -75,31 +85,39 @@ def check_prompts(model: LoadedModel, spec: GenerationSpec) -> None:
             raise Refusal(FailureCode.PROMPT_TOO_LONG, message)
 
 
-def encode_prompts(model: LoadedModel, spec: GenerationSpec) -> dict[str, torch.Tensor | None]:
-    """Return the prompt embeddings by the names that the pipeline's call gives them; they serve every image.
+def is_guided(model: LoadedModel, spec: GenerationSpec) -> bool:
+    """Return whether classifier-free guidance takes a second row for the negative prompt."""
+    return spec.guidance_scale > 1 and model.pipeline.unet.config.time_cond_proj_dim is None
 
-    An empty negative prompt is none at all: SDXL then takes zeros, as its config says, not an encoded empty text.
+
+def encode_prompts(model: LoadedModel, specs: Sequence[GenerationSpec]) -> list[Embeddings]:
+    """Return each request's prompt embeddings; they serve every image of it.
+
+    The requests are alike in being guided or not, and in having a negative prompt or not. An empty negative prompt is
+    none at all: SDXL then takes zeros, as its config says, not an encoded empty text.
     """
-    pipeline = model.pipeline
-    guided = spec.guidance_scale > 1 and pipeline.unet.config.time_cond_proj_dim is None
-    encoded = pipeline.encode_prompt(
-        prompt=spec.prompt,
+    first = specs[0]
+    encoded = model.pipeline.encode_prompt(
+        prompt=[spec.prompt for spec in specs],
         device=model.device,
         num_images_per_prompt=1,
-        do_classifier_free_guidance=guided,
-        negative_prompt=spec.negative_prompt or None,
+        do_classifier_free_guidance=is_guided(model, first),
+        negative_prompt=[spec.negative_prompt for spec in specs] if first.negative_prompt else None,
     )
     names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-    return dict(zip(names, encoded, strict=False))
+    named = dict(zip(names, encoded, strict=False))
+    return [
+        {name: None if rows is None else rows[i : i + 1] for name, rows in named.items()} for i in range(len(specs))
+    ]
 
 
 def denoise(
     pipeline: Pipeline,
-    embeddings: Mapping[str, torch.Tensor | None],
+    embeddings: Embeddings,
     arguments: Mapping[str, Any],
     *,
     seed: int,
-    call: DenoiserCall,
+    call: CallDenoiser,
     on_step: Callable[[int], None],
     encode_in_float32: bool = False,
 ) -> torch.Tensor:
@@ -129,7 +147,7 @@ def denoise(
 
 
 def decode(model: LoadedModel, latents: torch.Tensor, *, in_float32: bool = False) -> torch.Tensor:
-    """Return the picture of the latents, (1, 3, height, width) in [-1, 1] or a little outside.
+    """Return the pictures of latents, (n, 3, height, width) in [-1, 1] or a little outside.
 
     float16 autoencoders whose config asks for it are computed in float32, as diffusers does; `in_float32` makes any.
     """
