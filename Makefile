@@ -48,6 +48,8 @@ bench: environment-dev ## Measure what docs/performance.md reports
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.rates
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.boxed_model
+	$(BIN)/python -m benchmarks.batching
 
 train: environment-dev ## Train the model in the box anew, every stage; two to three hours on two cores
 	@for stage in $(TRAINING_STAGES); do $(BIN)/python -m training $$stage || exit 1; done
