@@ -84,6 +84,8 @@ class EngineChild:
         self._watch: threading.Timer | None = None
         #: Whether any child has held a model; one that holds none is then of no use, and tried again.
         self.has_served = False
+        #: How many messages were heard, of any child: one that draws for anybody is not silent.
+        self.words = 0
         #: How many children have been started.
         self.starts = 0
         self._stopping = threading.Event()
@@ -235,6 +237,7 @@ class EngineChild:
             self._process.kill()
 
     def _hear(self, message: FromEngine, buffers: list[bytes]) -> None:
+        self.words += 1
         match message:
             case Hello():
                 with self._lock:

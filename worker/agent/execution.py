@@ -68,6 +68,10 @@ class Floor(Protocol):
         """The engine is done with this execution: another may be claimed while its pictures are stored."""
         ...
 
+    def patience_s(self) -> float:
+        """Return the longest silence that any execution of this agent would bear of the engine."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Tools:
@@ -101,6 +105,8 @@ class Execution:
         self._canceled = threading.Event()
         self._dropped = threading.Event()
         self._uploaded = False
+        #: s that its phase may stay silent; 0 while nothing is awaited of the engine.
+        self.patience_s = 0.0
         self._times: dict[str, float] = {}
 
     # ── from other threads ────────────────────────────────────────────────────────────────────────────────────────────
@@ -227,17 +233,20 @@ class Execution:
     def _next_event(self) -> tuple[EngineEvent, list[bytes]]:
         """Wait for the engine's next word; a phase that stays silent for too long ends the engine.
 
-        Only time that this process was awake for counts: after a pause the engine's words are still to be read.
+        Only time that this process was awake for counts: after a pause the engine's words are still to be read. And only
+        time in which the engine said nothing to anybody: it draws for others too, whose calls may take longer than ours.
         """
-        spec = self.job.spec
-        limit_s = self._tools.clock.limit_s(spec.model, self._progress.phase, spec.width * spec.height)
-        waited_s = 0.0
+        spec, engine = self.job.spec, self._tools.engine
+        self.patience_s = self._tools.clock.limit_s(spec.model, self._progress.phase, spec.width * spec.height)
+        waited_s, words = 0.0, engine.words
         while True:
-            slice_s = min(_WATCH_S, limit_s - waited_s)
+            limit_s = max(self.patience_s, self._floor.patience_s())
+            slice_s = max(0.0, min(_WATCH_S, limit_s - waited_s))
             try:
                 return self._events.get(timeout=slice_s)
             except queue.Empty:
-                waited_s += slice_s
+                waited_s = waited_s + slice_s if engine.words == words else 0.0
+                words = engine.words
             if waited_s >= limit_s:
                 log.error("engine_silent", phase=self._progress.phase, limit_s=round(limit_s, 1))
                 self._tools.engine.kill()

@@ -142,6 +142,12 @@ class Slots:
                 self._alone = False
             self._changed.notify_all()
 
+    def patience_s(self) -> float:
+        """Return the longest silence that any execution which the engine draws would bear."""
+        with self._changed:
+            drawing = [self._executions[i] for i in self._drawing if i in self._executions]
+            return max((execution.patience_s for execution in drawing), default=0.0)
+
     def engine_changed(self) -> None:
         """The engine became ready, or was lost."""
         with self._changed:
