@@ -48,6 +48,15 @@ def test_an_engine_that_hangs_in_a_step_is_killed_and_so_in_the_end_is_its_job(o
     assert len(outpost.events("engine_silent", name)) == 3
 
 
+def test_an_engine_that_draws_for_another_is_not_taken_for_hung(outpost: Outpost, name: str) -> None:
+    """The second hears nothing while the first is drawn, for longer than it would wait for a silent engine."""
+    outpost.agent(name, DARKROOM_PATIENCE_S="1", DARKROOM_ENGINE_CAPACITY="2")
+    both = [outpost.submit("step=0.4"), outpost.submit("step=0.4")]
+    assert outpost.ended(both) == ["succeeded"] * 2
+    assert outpost.events("engine_silent", name) == []
+    assert [outpost.job(job_id).losses for job_id in both] == [0, 0]
+
+
 def test_an_engine_that_stopped_reading_blocks_neither_its_agent_nor_its_job(outpost: Outpost, name: str) -> None:
     agent = outpost.agent(name, DARKROOM_PATIENCE_S="2")
     os.kill(outpost.service.engine_of(agent), signal.SIGSTOP)

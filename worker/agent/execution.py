@@ -233,8 +233,8 @@ class Execution:
     def _next_event(self) -> tuple[EngineEvent, list[bytes]]:
         """Wait for the engine's next word; a phase that stays silent for too long ends the engine.
 
-        Only time that this process was awake for counts: after a pause the engine's words are still to be read. And only
-        time in which the engine said nothing to anybody: it draws for others too, whose calls may take longer than ours.
+        Only time that this process was awake for counts: after a pause the engine's words are still to be read. And
+        only time in which the engine said nothing to anybody: it draws for others too, whose calls may be longer.
         """
         spec, engine = self.job.spec, self._tools.engine
         self.patience_s = self._tools.clock.limit_s(spec.model, self._progress.phase, spec.width * spec.height)

@@ -47,15 +47,17 @@ _SHA256 = "0" * 64
 class FakeEngine:
     """Takes messages until the pipe ends, one request at a time, as the real one."""
 
-    def __init__(self, inbox: Inbox, outbox: Outbox, raw_fd: int) -> None:
+    def __init__(self, inbox: Inbox, outbox: Outbox, raw_fd: int, capacity: int) -> None:
+        """`capacity`: what it says of itself; further requests wait until those before them are drawn."""
         self._inbox = inbox
         self._outbox = outbox
         self._raw_fd = raw_fd
+        self._capacity = capacity
         self._models: set[str] = set()
 
     def run(self) -> NoReturn:
         """Greet, then work."""
-        self._outbox.send(Hello(pid=os.getpid(), device="fake", capacity=1, versions={}))
+        self._outbox.send(Hello(pid=os.getpid(), device="fake", capacity=self._capacity, versions={}))
         while True:
             for message, _buffers in self._inbox.take(wait=True):
                 self._answer(message)
@@ -157,7 +159,8 @@ def main() -> NoReturn:
     configure_logging(arguments.log_format, arguments.log_level)
     inbox = Inbox(os.fdopen(arguments.fd_in, "rb"))
     inbox.start()
-    FakeEngine(inbox, Outbox(os.fdopen(arguments.fd_out, "wb")), arguments.fd_out).run()
+    outbox = Outbox(os.fdopen(arguments.fd_out, "wb"))
+    FakeEngine(inbox, outbox, arguments.fd_out, arguments.capacity or 1).run()
 
 
 if __name__ == "__main__":
