@@ -51,7 +51,8 @@ def test_an_engine_that_hangs_in_a_step_is_killed_and_so_in_the_end_is_its_job(o
 def test_an_engine_that_draws_for_another_is_not_taken_for_hung(outpost: Outpost, name: str) -> None:
     """The second hears nothing while the first is drawn, for longer than it would wait for a silent engine."""
     outpost.agent(name, DARKROOM_PATIENCE_S="1", DARKROOM_ENGINE_CAPACITY="2")
-    both = [outpost.submit("step=0.4"), outpost.submit("step=0.4")]
+    # Of another size: its steps were never measured, so only the patience of one second is known.
+    both = [outpost.submit("step=0.4", steps=8), outpost.submit(side_px=128)]
     assert outpost.ended(both) == ["succeeded"] * 2
     assert outpost.events("engine_silent", name) == []
     assert [outpost.job(job_id).losses for job_id in both] == [0, 0]
