@@ -8,6 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -57,6 +58,8 @@ class EngineChild:
         self._output: dict[str, bytes] = {}
         for name, stream in (("stdout", self.process.stdout), ("stderr", self.process.stderr)):
             self._threads.append(threading.Thread(target=self._drain, args=(name, stream), daemon=True))
+        #: Messages that came while another execution was asked for.
+        self._heard: defaultdict[str, list[Received]] = defaultdict(list)
         for thread in self._threads:
             thread.start()
 
@@ -105,12 +108,11 @@ class EngineChild:
         return self.rest(request.execution_id)
 
     def rest(self, execution_id: str) -> list[Received]:
-        """Return what is left of the messages of an execution, its end included."""
-        messages: list[Received] = []
-        while not messages or messages[-1][0].type not in ("finished", "refused"):
-            messages.append(self.receive())
-            assert getattr(messages[-1][0], "execution_id", None) == execution_id, messages[-1][0]
-        return messages
+        """Return what is left of the messages of an execution, its end included; those of others are kept for them."""
+        while not (heard := self._heard[execution_id]) or heard[-1][0].type not in ("finished", "refused"):
+            received = self.receive()
+            self._heard[getattr(received[0], "execution_id", "")].append(received)
+        return self._heard.pop(execution_id)
 
     def hang_up(self) -> None:
         """Close our end of the pipe, as the death of the agent does."""
