@@ -15,6 +15,9 @@ REGISTRY_HOST = re.compile(r"pypi\.org|pythonhosted\.org|registry\.npmjs\.org|re
 #: Outside of the repository.
 OUTSIDE = re.compile(r"\.\./shared|/shared/(?:design|research|prototypes)")
 
+#: Every folder with code of ours.
+EVERYTHING = ("service", "worker", "training", "benchmarks", "tests")
+
 TEXTS = [path for path in tracked_files() if text_of(path) is not None and path != Path(__file__)]
 
 
@@ -48,7 +51,7 @@ def test_nothing_is_left_for_later() -> None:
     markers = re.compile(r"\b(?:TODO|FIXME|XXX|HACK|for now|placeholder)\b")
     found = [
         f"{name_of(path)}:{number}"
-        for path in python_files("service", "worker", "tests")
+        for path in python_files(*EVERYTHING)
         if path != Path(__file__)
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
         if markers.search(line)
@@ -60,7 +63,7 @@ def test_suppressed_checks_name_their_rule() -> None:
     bare = re.compile(r"#\s*noqa(?!:)|#\s*type:\s*ignore(?!\[)|#\s*pyright:\s*ignore(?!\[)")
     found = [
         f"{name_of(path)}:{number}"
-        for path in python_files("service", "worker", "tests")
+        for path in python_files(*EVERYTHING)
         if path != Path(__file__)
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
         if bare.search(line)

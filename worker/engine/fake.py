@@ -45,7 +45,7 @@ _SHA256 = "0" * 64
 
 
 class FakeEngine:
-    """Takes messages until the pipe ends, one request at a time, as the real one."""
+    """Takes messages until the pipe ends. It draws one request after the other, whatever capacity it tells."""
 
     def __init__(self, inbox: Inbox, outbox: Outbox, raw_fd: int, capacity: int) -> None:
         """`capacity`: what it says of itself; further requests wait until those before them are drawn."""
