@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.strands import Desk, Word, say
-from worker.engine.strands import Dropped, Strand, gather, share
+from worker.engine.strands import Dropped, Strand, gather, pause, share
 
 
 @pytest.fixture(autouse=True)
@@ -246,3 +246,50 @@ def test_what_a_failed_or_stopped_strand_held_is_gone_without_a_garbage_collecti
         assert [ref() is None for ref in gone] == [True] * 4
     finally:
         gc.enable()
+
+
+def test_one_that_pauses_goes_on_when_the_next_turn_begins() -> None:
+    desk = Desk()
+    told: list[str] = []
+
+    def long() -> None:
+        for word in ("one", "two"):
+            told.append(word)
+            pause()
+
+    strand = desk.start(long)
+    desk.start(lambda: told.append("other"))
+    assert told == ["one", "other"]
+    assert desk.hub.has_ready
+    desk.hub.run()
+    assert told == ["one", "other"]
+    desk.hub.end_pauses()
+    desk.hub.run()
+    assert told == ["one", "other", "two"]
+    desk.hub.stop(strand, ValueError("enough"))
+    desk.hub.end_pauses()
+    desk.hub.run()
+    assert isinstance(desk.ends[-1], ValueError)
+    assert not desk.hub.has_ready
+
+
+def test_outside_of_any_strand_a_pause_is_none() -> None:
+    pause()
+
+
+def test_one_that_was_suspended_waits_until_it_is_woken() -> None:
+    desk = Desk()
+
+    def wait() -> None:
+        strand = greenlet.getcurrent()
+        assert isinstance(strand, Strand)
+        strand.suspend()
+
+    strand = desk.start(wait)
+    desk.hub.end_pauses()
+    desk.hub.run()
+    assert not desk.hub.has_ready
+    assert desk.ends == []
+    desk.hub.wake(strand)
+    desk.hub.run()
+    assert desk.ends == [None]

@@ -53,6 +53,7 @@ class Batch:
 
     def tick(self) -> None:
         """Let every strand go on that can; then make one call and hand out its results."""
+        self.hub.end_pauses()
         self.hub.run()
         if len(self._rounds):
             key = self._rounds.next_turn()

@@ -1,8 +1,9 @@
 """Lines of work that take turns on the engine's one thread, and meet where they want the same thing done.
 
 A strand is a greenlet: ordinary code, a stock diffusers pipeline among it, that may stop in the middle of a call and go
-on later. It stops at `share`, with a piece of work that others may want too, and at `gather`, until its own branches
-have ended. Outside of any strand both simply do the work: code that shares needs no engine around it.
+on later. It stops at `share`, with a piece of work that others may want too, at `gather`, until its own branches have
+ended, and at `pause`, to let the others have a turn. Outside of any strand all three simply do the work: code that
+shares needs no engine around it.
 """
 
 from __future__ import annotations
@@ -79,6 +80,17 @@ class Strand(greenlet.greenlet):
         self._hub.parked(self, work)
         return self._hub.main.switch()
 
+    def suspend(self) -> None:
+        """Wait until somebody wakes or stops this strand."""
+        self._hub.check_thread_state()
+        self._hub.main.switch()
+
+    def pause(self) -> None:
+        """Wait until every other strand that can go on has had its turn."""
+        self._hub.check_thread_state()
+        self._hub.wake_later(self)
+        self._hub.main.switch()
+
     def gather(self, bodies: Sequence[Callable[[], T]]) -> list[T]:
         """Wait until every body has ended as a strand of its own, or one has failed."""
         self._hub.check_thread_state()
@@ -119,6 +131,7 @@ class Hub:
         self.main = greenlet.getcurrent()
         self.parked = parked
         self._ready: deque[tuple[Strand, Any, BaseException | None]] = deque()
+        self._paused: list[Strand] = []
         self._thread_state = _thread_state()
 
     def start(self, body: Callable[[], None]) -> Strand:
@@ -132,6 +145,16 @@ class Hub:
         strand.work = None
         self._ready.append((strand, value, error))
 
+    def wake_later(self, strand: Strand) -> None:
+        """Let a strand go on when the next turn begins: after `end_pauses`."""
+        self._paused.append(strand)
+
+    def end_pauses(self) -> None:
+        """Begin a new turn for those that paused."""
+        paused, self._paused = self._paused, []
+        for strand in paused:
+            self.wake(strand)
+
     def stop(self, strand: Strand, error: BaseException) -> None:
         """Raise the error in a strand where it waits, once its branches have been dropped.
 
@@ -140,6 +163,7 @@ class Hub:
         if not strand.dead and strand is not greenlet.getcurrent():
             strand.drop_branches()
             self._ready = deque(entry for entry in self._ready if entry[0] is not strand)
+            self._paused = [paused for paused in self._paused if paused is not strand]
             self.wake(strand, error=error)
 
     def run(self) -> None:
@@ -157,8 +181,8 @@ class Hub:
 
     @property
     def has_ready(self) -> bool:
-        """Whether `run` would let a strand go on."""
-        return bool(self._ready)
+        """Whether a strand could go on, now or when the next turn begins."""
+        return bool(self._ready or self._paused)
 
     def check_thread_state(self) -> None:
         """Raise `RuntimeError` where a strand would stop inside of a setting of its own that others would inherit.
@@ -183,6 +207,13 @@ def gather(bodies: Sequence[Callable[[], T]]) -> list[T]:
     if isinstance(strand, Strand) and len(bodies) > 1:
         return strand.gather(bodies)
     return [body() for body in bodies]
+
+
+def pause() -> None:
+    """Let other strands and their calls have a turn before going on."""
+    strand = greenlet.getcurrent()
+    if isinstance(strand, Strand):
+        strand.pause()
 
 
 def _thread_state() -> dict[str, bool]:

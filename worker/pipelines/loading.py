@@ -1,14 +1,24 @@
-"""From an entry of the catalogue to a warm model."""
+"""From an entry of the catalogue to a warm model, in two parts.
+
+`prepare` finds the files, downloads them, reads every byte for the checksum: minutes, on whatever thread. `assemble`
+makes modules of them and brings these to the device: seconds, on the engine's thread, because diffusers and
+transformers change settings of the whole process while they build a module (torch's default number format among them).
+It stops between the parts of a model, so that others are served meanwhile.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import huggingface_hub
 import torch
+import transformers
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from service.contract.catalog import CatalogEntry, DType, ModelCard
@@ -67,22 +77,81 @@ def resolve_dtype(name: str, device: torch.device) -> DType:
     return "float16" if device.type == "mps" else "float32"
 
 
-def load(entry: CatalogEntry) -> LoadedModel:
-    """Read the model into memory on its device.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model whose files were found, checked and read once; nothing of it is in memory."""
 
-    Only safetensors are read and no code from the folder is run. Raises `UnusableModel` with what to do about it.
-    """
+    entry: CatalogEntry
+    card: ModelCard
+    abilities: Capabilities
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+    #: Size and time of change (ns) of every file that the checksum was taken over.
+    stamps: dict[Path, tuple[int, int]]
+
+    @property
+    def weights_bytes(self) -> int:
+        """What the weights take in their files: about what they will take in memory."""
+        return sum(size for path, (size, _) in self.stamps.items() if path.suffix == ".safetensors")
+
+    def is_current(self) -> bool:
+        """Return whether the files are still those that were read."""
+        try:
+            return _stamps(self.stamps) == self.stamps
+        except OSError:
+            return False
+
+
+def prepare(entry: CatalogEntry) -> Prepared:
+    """Find, fetch and check a model's files. Raises `UnusableModel` with what to do about it."""
     device = resolve_device(entry.device)
     dtype = resolve_dtype(entry.dtype, device)
     folder = _locate(entry)
     abilities = read_capabilities(folder)
-    sha256 = fingerprint(folder, model_files(folder, abilities.components, entry.variant))
-    card = make_card(entry, abilities, dtype=dtype, sha256=sha256)
-    torch_dtype: torch.dtype = getattr(torch, dtype)
-    pipeline = _read(folder, abilities, entry.variant, torch_dtype).to(device)
+    files = model_files(folder, abilities.components, entry.variant)
+    stamps = _stamps(files)
+    card = make_card(entry, abilities, dtype=dtype, sha256=fingerprint(folder, files))
+    return Prepared(
+        entry=entry,
+        card=card,
+        abilities=abilities,
+        folder=folder,
+        device=device,
+        dtype=getattr(torch, dtype),
+        stamps=stamps,
+    )
+
+
+def assemble(prepared: Prepared, between: Callable[[], None] = lambda: None) -> LoadedModel:
+    """Read a prepared model into memory on its device; `between` is called between its parts.
+
+    Only safetensors are read and no code from the folder is run. Raises `UnusableModel` with what to do about it.
+    """
+    folder, device = prepared.folder, prepared.device
+    try:
+        modules = dict(_modules(prepared, between))
+        pipeline = _pipeline(prepared, modules).to(device)
+        scheduler = type(pipeline.scheduler).from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as err:
+        if isinstance(err, torch.OutOfMemoryError):
+            raise
+        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+        raise UnusableModel(f"The model's files cannot be loaded: {reason}") from err
     pipeline.set_progress_bar_config(disable=True)
-    scheduler = type(pipeline.scheduler).from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-    return LoadedModel(entry=entry, card=card, pipeline=pipeline, scheduler=scheduler, device=device, dtype=torch_dtype)
+    return LoadedModel(
+        entry=prepared.entry,
+        card=prepared.card,
+        pipeline=pipeline,
+        scheduler=scheduler,
+        device=device,
+        dtype=prepared.dtype,
+    )
+
+
+def load(entry: CatalogEntry) -> LoadedModel:
+    """Prepare and assemble a model. Raises `UnusableModel`."""
+    return assemble(prepare(entry))
 
 
 def _locate(entry: CatalogEntry) -> Path:
@@ -107,19 +176,53 @@ def _locate(entry: CatalogEntry) -> Path:
     return Path(downloaded)
 
 
-def _read(folder: Path, abilities: Capabilities, variant: str | None, dtype: torch.dtype) -> Pipeline:
-    options: dict[str, Any] = {"add_watermarker": False} if abilities.family == "sdxl" else {}
-    try:
-        return DiffusionPipeline.from_pretrained(
-            folder,
+def _modules(prepared: Prepared, between: Callable[[], None]) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Yield the modules of the model by name, each read from its files and brought to the device."""
+    index = json.loads((prepared.folder / "model_index.json").read_bytes())
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    for name in prepared.abilities.components:
+        library, class_name = index[name]
+        kind = getattr(libraries.get(library), class_name, None)
+        if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
+            continue  # tokenizers and the like, and classes that only their pipeline knows: read with the pipeline
+        module: Any = kind
+        between()
+        module = module.from_pretrained(
+            prepared.folder / name,
             # Always given: without it transformers reads a text encoder in its file's format and diffusers the
             # denoiser in float32, and the first linear layer between them fails.
-            dtype=dtype,
-            variant=variant,
+            dtype=prepared.dtype,
             use_safetensors=True,
             local_files_only=True,
-            **options,
+            **_variant(prepared, name),
         )
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as err:
-        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
-        raise UnusableModel(f"The model's files cannot be loaded: {reason}") from err
+        for child in module.children():
+            between()
+            child.to(prepared.device)
+        yield name, module.to(prepared.device)
+
+
+def _variant(prepared: Prepared, component: str) -> dict[str, str]:
+    """Return the variant's argument for a component that has files of it; others are read from their plain ones."""
+    variant = prepared.entry.variant
+    files = [path.name for path in prepared.stamps if path.parent.name == component]
+    has_it = variant is not None and any(f".{variant}." in name or f".{variant}-" in name for name in files)
+    return {"variant": variant} if has_it and variant else {}
+
+
+def _pipeline(prepared: Prepared, modules: dict[str, torch.nn.Module]) -> Pipeline:
+    options: dict[str, Any] = {"add_watermarker": False} if prepared.abilities.family == "sdxl" else {}
+    return DiffusionPipeline.from_pretrained(
+        prepared.folder,
+        dtype=prepared.dtype,
+        variant=prepared.entry.variant,
+        use_safetensors=True,
+        local_files_only=True,
+        **modules,
+        **options,
+    )
+
+
+def _stamps(files: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    found = {path: path.stat() for path in files}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
