@@ -71,6 +71,17 @@ def test_an_unmeasured_phase_gets_the_operators_patience_and_a_measured_one_twen
     assert clock.limit_s("m", "decode", 4096) == 30
 
 
+def test_signs_that_come_in_one_go_do_not_shorten_the_patience_for_the_next_and_a_slow_first_one_is_forgotten() -> None:
+    clock = PhaseClock(patience_s=600)
+    for _ in range(20):
+        for seconds in (40.0, *[0.0] * 15):  # sixteen images share every call
+            clock.measured("m", "denoise", 4096, seconds)
+    assert 300 < clock.limit_s("m", "denoise", 4096) < 800
+    for _ in range(400):
+        clock.measured("m", "denoise", 4096, 0.1)
+    assert clock.limit_s("m", "denoise", 4096) < 40
+
+
 LEASE_S = LEASE_MS // 1000
 
 

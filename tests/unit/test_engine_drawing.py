@@ -18,7 +18,6 @@ from service.contract.generation import GenerationSpec
 from tests.models import LIBRARY_WARNINGS, tiny_model
 from worker.engine.drawing import Drawing
 from worker.engine.faults import Fault, classify
-from worker.engine.phases import Phases
 from worker.pipelines.errors import Refusal
 from worker.pipelines.loading import LoadedModel, load
 from worker.pipelines.quiet import quiet_libraries
@@ -300,16 +299,3 @@ def test_the_receipt_tells_what_it_takes_to_draw_the_same_again() -> None:
         != draw(model, Agent(), sigmas="karras", scheduler="euler").receipt.scheduler_config_sha256
     )
     assert receipt.scheduler_config_sha256 == draw(model, Agent(), seed=2).receipt.scheduler_config_sha256
-
-
-def test_phases_are_told_once_each_time_they_begin_and_their_times_add_up() -> None:
-    seconds = iter([0.0, 1.0, 1.0, 4.0, 4.0, 4.5])
-    told: list[str] = []
-    phases = Phases(told.append, clock=lambda: next(seconds))
-    phases.enter("encode")
-    phases.enter("denoise")
-    phases.enter("denoise")
-    phases.enter("encode")
-    phases.leave()
-    assert told == ["encode", "denoise", "encode"]
-    assert (phases.spent_s("encode"), phases.spent_s("denoise"), phases.spent_s("decode")) == (1.5, 3.0, 0.0)

@@ -207,6 +207,7 @@ class Execution:
                 case StepDone():
                     self._sign(step=event.step, steps=event.steps)
                 case ImageDrawn():
+                    self._sign()
                     drawn.append((event, data[0] if data else None))
                 case Finished():
                     if self._dropped.is_set():

@@ -10,6 +10,8 @@ _FACTOR = 20.0
 _FLOOR_S = 30.0
 #: Weight of the newest measurement in the moving average.
 _WEIGHT = 0.2
+#: The part of it that the shortest one still has.
+_LEAST = 0.05
 
 
 class PhaseClock:
@@ -25,7 +27,13 @@ class PhaseClock:
         return self._patience_s if average_s is None else max(_FLOOR_S, _FACTOR * average_s)
 
     def measured(self, model: str, phase: str, pixels: int, seconds: float) -> None:
-        """Note how long one sign of this phase took."""
+        """Note how long one sign of this phase took.
+
+        One that follows at once says little of the next silence: images that share their calls tell their steps in one
+        go. So what is shorter than the average weighs less, by as much as it is shorter; but never nothing, or a long
+        first one (a compilation) would be remembered for ever.
+        """
         key = (model, phase, pixels)
         average_s = self._average_s.get(key, seconds)
-        self._average_s[key] = average_s + _WEIGHT * (seconds - average_s)
+        weight = _WEIGHT * min(1.0, max(_LEAST, seconds / average_s)) if average_s > 0 else _WEIGHT
+        self._average_s[key] = average_s + weight * (seconds - average_s)

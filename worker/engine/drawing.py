@@ -66,7 +66,7 @@ class Drawing:
         self._image, self._mask = _pictures(request, buffers)
         self._send = send
         self._is_canceled = is_canceled
-        self._phases = Phases(self._tell_phase)
+        self._phases = Phases(self._tell_phase, request.spec.num_images)
         self._degraded: set[str] = set()
         self._scheduler_sha256 = ""
         self._calls_per_image = 0
@@ -83,8 +83,8 @@ class Drawing:
         self._calls_per_image = tasks.count_calls(self._model, self._spec)
         self._phases.enter("encode")
         embeddings = self._with_room(lambda: share(PromptWork(self._model, self._spec, alone=self._alone)))
-        gather([functools.partial(self._image_of, index, embeddings) for index in range(self._spec.num_images)])
         self._phases.leave()
+        gather([functools.partial(self._image_of, index, embeddings) for index in range(self._spec.num_images)])
         return Finished(
             execution_id=self._execution_id,
             encode_s=self._phases.spent_s("encode"),
@@ -94,7 +94,9 @@ class Drawing:
         )
 
     def _image_of(self, index: int, embeddings: Embeddings) -> None:
-        self._tell_image(index, self._with_room(lambda: self._draw(index, embeddings)))
+        pixels = self._with_room(lambda: self._draw(index, embeddings))
+        self._phases.leave(index)
+        self._tell_image(index, pixels)
 
     def _draw(self, index: int, embeddings: Embeddings) -> NDArray[np.uint8] | None:
         """Return the pixels of one image, or None when the safety checker holds it back."""
@@ -104,7 +106,7 @@ class Drawing:
             latents = self._denoise(index, embeddings, encode_in_float32=True)
         if not _finite(latents):
             raise Refusal(FailureCode.NUMERICAL_ERROR, _NUMERICAL)
-        self._phases.enter("decode")
+        self._phases.enter("decode", index)
         self._stop_if_canceled()
         picture = self._decode(latents)
         pixels = _sound_pixels(picture)
@@ -119,13 +121,13 @@ class Drawing:
         return share(LatentsWork(self._model, latents, in_float32=in_float32, alone=self._alone))
 
     def _denoise(self, index: int, embeddings: Embeddings, *, encode_in_float32: bool = False) -> torch.Tensor:
-        self._phases.enter("encode")
+        self._phases.enter("encode", index)
         seed = self._spec.seed + index
         pipeline = tasks.task_pipeline(self._model, self._spec, seed=seed)
         self._scheduler_sha256 = self._scheduler_sha256 or _config_sha256(pipeline)
 
         def call(denoiser: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            self._phases.enter("denoise")
+            self._phases.enter("denoise", index)
             self._stop_if_canceled()
             return share(DenoiserCall(denoiser, args, kwargs, alone=self._alone))
 
