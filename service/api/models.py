@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.api import documentation as doc
 from service.api.gateway import caller_of, gateway_of
 from service.api.operation import Operation
-from service.contract.catalog import DType, Family, Limits
+from service.contract.catalog import DType, Execution, Family, Limits, UnusedField
 from service.contract.generation import SigmaSpacing, Task
 from service.contract.schedulers import ALIASES, SCHEDULERS
 from service.jobs.commands import RegisteredModel
@@ -45,9 +45,17 @@ class ModelResource(_Resource):
     size_step_px: Annotated[int, Field(description="Sides are multiples of this, px.")]
     defaults: ModelDefaults
     limits: Limits
-    schedulers: list[str]
+    schedulers: Annotated[
+        list[str], Field(description="Ids of `GET /v1/schedulers`, or `default`: its own, which is none of them.")
+    ]
     max_prompt_tokens: int
     safety_checker: bool
+    execution: Annotated[
+        Execution, Field(description="`whole`: it draws one request at a time; `batched`: many at once.")
+    ]
+    unused_fields: Annotated[
+        list[UnusedField], Field(description="Fields of a request that do nothing here, and may not be set.")
+    ]
     dtype: DType
     sha256: str
     workers: Annotated[int, Field(ge=0, description="Live workers that hold it in memory.")]
@@ -160,6 +168,8 @@ def _model(model: RegisteredModel) -> ModelResource:
         schedulers=list(card.schedulers),
         max_prompt_tokens=card.max_prompt_tokens,
         safety_checker=card.safety_checker,
+        execution=card.execution,
+        unused_fields=list(card.unused_fields),
         dtype=card.dtype,
         sha256=card.sha256,
         workers=model.workers,

@@ -9,7 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, Str
 from service.contract.generation import Task
 
 DType = Literal["float32", "float16", "bfloat16"]
-Family = Literal["sd1", "sd2", "sdxl"]
+Family = Literal["sd1", "sd2", "sdxl", "other"]
+#: `batched`: many requests share its calls. `whole`: it draws one request at a time, and shares nothing.
+Execution = Literal["batched", "whole"]
+#: What a request may say, and a model may have no use for.
+UnusedField = Literal["negative_prompt", "guidance_scale", "guidance_rescale", "eta", "sigmas"]
 
 ModelId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 PoolName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
@@ -80,7 +84,8 @@ class ModelCard(_Frozen):
     height: PositiveInt
     steps: PositiveInt
     guidance_scale: FiniteFloat
-    #: The folder's own sampler by its name in `SCHEDULERS`; asked for, it runs with the folder's config unchanged.
+    #: The folder's own sampler by its name in `SCHEDULERS`, or `OWN_SCHEDULER` where the table has none of its class;
+    #: asked for, it runs with the folder's config unchanged.
     scheduler: str
     schedulers: tuple[str, ...]
     strength: float = Field(default=0.8, gt=0, le=1)
@@ -88,5 +93,8 @@ class ModelCard(_Frozen):
     #: Most tokens of a prompt, start and end marks not counted.
     max_prompt_tokens: PositiveInt = 75
     safety_checker: bool = False
+    execution: Execution = "batched"
+    #: Fields that may not differ from their defaults: they would do nothing.
+    unused_fields: tuple[UnusedField, ...] = ()
     dtype: DType
     sha256: str

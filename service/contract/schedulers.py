@@ -72,3 +72,6 @@ SCHEDULERS: MappingProxyType[str, SchedulerSpec] = MappingProxyType(
 
 #: Other names that people use for a row above.
 ALIASES: MappingProxyType[str, str] = MappingProxyType({"plms": "pndm"})
+
+#: A model's own sampler where no row above is of its class: drawn with as its folder has it, or not at all.
+OWN_SCHEDULER = "default"

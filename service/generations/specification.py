@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from service.contract.catalog import ModelCard
+from service.contract.catalog import ModelCard, UnusedField
 from service.contract.errors import FieldError, InvalidRequest, Unavailable
 from service.contract.generation import SEED_MAX, GenerationSpec, Output, Task
-from service.contract.schedulers import ALIASES, SCHEDULERS
+from service.contract.schedulers import ALIASES, OWN_SCHEDULER, SCHEDULERS
 from service.generations.field_errors import MAX_ERRORS, field_errors, nearest
 from service.generations.request import GenerationRequest
 
@@ -118,6 +118,7 @@ def _specification(
     num_images = request.num_images or 1
     if num_images > card.limits.max_images:
         findings.add("/num_images", f"must be at most {card.limits.max_images} images for the model {card.id}")
+    _check_unused(request, card, findings)
     scheduler = _scheduler(request, card, findings)
     return GenerationSpec(
         task=task,
@@ -188,9 +189,25 @@ def _seed(request: GenerationRequest, num_images: int, findings: _Findings, draw
     return request.seed
 
 
+def _check_unused(request: GenerationRequest, card: ModelCard, findings: _Findings) -> None:
+    """Refuse what would do nothing: a caller who asks for it expects to see it in the picture."""
+    asked: Mapping[UnusedField, object] = {
+        "negative_prompt": request.negative_prompt,
+        "guidance_scale": request.guidance_scale not in (None, card.guidance_scale),
+        "guidance_rescale": request.guidance_rescale,
+        "eta": request.eta,
+        "sigmas": request.sigmas,
+    }
+    for name in card.unused_fields:
+        if asked[name]:
+            findings.add(f"/{name}", f"does nothing with the model {card.id}; leave it out")
+
+
 def _scheduler(request: GenerationRequest, card: ModelCard, findings: _Findings) -> str:
     asked = request.scheduler
     name = card.scheduler if asked is None else ALIASES.get(asked, asked)
+    if name == OWN_SCHEDULER and name in card.schedulers:
+        return name
     if name not in SCHEDULERS:
         titles = {spec.title.lower(): each for each, spec in SCHEDULERS.items()}
         close = titles.get(name.lower())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.contract.generation import GenerationSpec, Receipt
+from service.contract.schedulers import OWN_SCHEDULER
 from service.jobs.reaper import Patience
 from service.jobs.store import LEASE_MS
 from service.settings.worker import engine_environment
@@ -142,3 +143,6 @@ def test_infotext_is_what_image_tools_read() -> None:
             "Model hash: 0123456789, Model: tiny, Version: Darkroom"
         ),
     ]
+    own = infotext(spec.model_copy(update={"scheduler": OWN_SCHEDULER}), 2, receipt)
+    assert "Sampler" not in own
+    assert "Steps: " in own

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.contract.errors import FieldError, InvalidRequest, Unavailable
 from service.contract.generation import SEED_MAX
-from service.contract.schedulers import SCHEDULERS
+from service.contract.schedulers import OWN_SCHEDULER, SCHEDULERS
 from service.generations.pictures import PictureLimits, PictureRefused, read_picture
 from service.generations.request import GenerationRequest
 from service.generations.specification import Draft, draft, steps_run
@@ -177,3 +177,50 @@ def test_a_picture_is_read_by_its_header() -> None:
 def test_a_text_that_is_no_picture_within_the_limits_is_refused(text: str, told: str) -> None:
     with pytest.raises(PictureRefused, match=told):
         read_picture(text, LIMITS)
+
+
+WHOLE = SHAPES.model_copy(
+    update={
+        "id": "whole",
+        "family": "other",
+        "execution": "whole",
+        "scheduler": OWN_SCHEDULER,
+        "schedulers": (OWN_SCHEDULER,),
+        "unused_fields": ("negative_prompt", "guidance_scale", "guidance_rescale", "eta", "sigmas"),
+    }
+)
+
+
+def of_whole(**fields: Any) -> Draft:
+    body = {"prompt": "x", "model": "whole", **fields}
+    return draft(body, [SHAPES, WHOLE], draw_seed=lambda n: n - 1, retain_max_s=1000)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("negative_prompt", "blurry"),
+        ("guidance_scale", 5.0),
+        ("guidance_rescale", 0.5),
+        ("eta", 0.5),
+        ("sigmas", "karras"),
+    ],
+)
+def test_what_a_model_has_no_use_for_is_refused_by_field_and_only_there(field: str, value: object) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        of_whole(**{field: value})
+    assert refused.value.errors == [FieldError(f"/{field}", "does nothing with the model whole; leave it out")]
+    drafted(**{field: value}, scheduler="euler")
+
+
+def test_what_says_no_more_than_the_default_is_taken_by_every_model() -> None:
+    spec = of_whole(negative_prompt="", guidance_scale=3.0, guidance_rescale=0, eta=0, scheduler=OWN_SCHEDULER).spec
+    assert spec == of_whole().spec
+    assert spec.scheduler == OWN_SCHEDULER
+
+
+def test_a_sampler_that_is_a_models_own_is_offered_by_that_model_alone() -> None:
+    assert "is not a scheduler" in errors(scheduler=OWN_SCHEDULER)["/scheduler"]
+    with pytest.raises(InvalidRequest) as refused:
+        of_whole(scheduler="euler")
+    assert refused.value.errors == [FieldError("/scheduler", f"is not offered by the model whole: {OWN_SCHEDULER}")]

@@ -10,7 +10,8 @@ def infotext(spec: GenerationSpec, seed: int, receipt: Receipt) -> str:
     """Return the parameters in the layout of AUTOMATIC1111's web UI, which most readers of such files understand."""
     settings: dict[str, object] = {
         "Steps": spec.steps,
-        "Sampler": SCHEDULERS[spec.scheduler].title,
+        # A sampler that is the model's own, and no row of the table, is known by the model.
+        "Sampler": SCHEDULERS[spec.scheduler].title if spec.scheduler in SCHEDULERS else None,
         "Schedule type": spec.sigmas.capitalize() if spec.sigmas else None,
         "CFG scale": spec.guidance_scale,
         "Seed": seed,
