@@ -24,6 +24,7 @@ from service.contract.engine import (
     LoadModel,
     ModelFailed,
     ModelLoaded,
+    ModelLoading,
     ToEngine,
 )
 from service.contract.framing import FramingError, read_frame, write_frame
@@ -38,10 +39,11 @@ Received = tuple[FromEngine, list[bytes]]
 class EngineChild:
     """Starts `python -m worker.engine` and talks to it; a context manager."""
 
-    def __init__(self, *, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        """`arguments`: of the command, besides those that every child gets."""
         from_parent, self.to_child_fd = os.pipe()
         from_child_fd, to_parent = os.pipe()
-        command = [sys.executable, "-m", "worker.engine", "--threads", "1"]
+        command = [sys.executable, "-m", "worker.engine", "--threads", "1", *arguments]
         self.process = subprocess.Popen(
             [*command, "--fd-in", str(from_parent), "--fd-out", str(to_parent)],
             pass_fds=(from_parent, to_parent),
@@ -93,10 +95,12 @@ class EngineChild:
 
     def load(self, folder: Path | str, *, model: str = "tiny") -> ModelCard:
         self.send(LoadModel(entry=CatalogEntry(id=model, source=str(folder))))
+        self.expect(ModelLoading)
         return self.expect(ModelLoaded).card
 
     def fail_to_load(self, entry: CatalogEntry) -> str:
         self.send(LoadModel(entry=entry))
+        self.expect(ModelLoading)
         return self.expect(ModelFailed).message
 
     def cancel(self, execution_id: str) -> None:

@@ -15,6 +15,8 @@ from service.contract.generation import SigmaSpacing, Task
 from service.contract.schedulers import ALIASES, SCHEDULERS
 from service.jobs.commands import RegisteredModel
 
+ModelState = Literal["warm", "loading", "cold", "unavailable"]
+
 router = APIRouter(route_class=Operation, tags=["models"])
 
 
@@ -58,6 +60,15 @@ class ModelResource(_Resource):
     ]
     dtype: DType
     sha256: str
+    state: Annotated[
+        ModelState,
+        Field(
+            description=(
+                "What it is on the worker that is nearest to drawing with it: in memory; being read; read when a "
+                "request wants it; or on no live worker, so that requests wait for one."
+            )
+        ),
+    ]
     workers: Annotated[int, Field(ge=0, description="Live workers that hold it in memory.")]
 
 
@@ -172,5 +183,14 @@ def _model(model: RegisteredModel) -> ModelResource:
         unused_fields=list(card.unused_fields),
         dtype=card.dtype,
         sha256=card.sha256,
-        workers=model.workers,
+        state=_state(model),
+        workers=model.warm,
     )
+
+
+def _state(model: RegisteredModel) -> ModelState:
+    if model.warm:
+        return "warm"
+    if model.loading:
+        return "loading"
+    return "cold" if model.cold else "unavailable"

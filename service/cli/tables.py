@@ -27,11 +27,12 @@ def show(table: Table) -> None:
 
 def models_table(models: Sequence[dict[str, Any]]) -> Table:
     """`GET /v1/models` for people."""
-    table = _table("Model", "Default", "Tasks", "Size (px)", "Warm workers", "Description")
+    table = _table("Model", "Default", "Tasks", "Size (px)", "State", "Warm workers", "Description")
     for model in models:
         size = f"{model['defaults']['width']} × {model['defaults']['height']}"
         default = "yes" if model["default"] else ""
-        _row(table, model["id"], default, ", ".join(model["tasks"]), size, model["workers"], model["description"])
+        tasks, state = ", ".join(model["tasks"]), model.get("state", "")
+        _row(table, model["id"], default, tasks, size, state, model["workers"], model["description"])
     return table
 
 

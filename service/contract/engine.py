@@ -1,7 +1,8 @@
 """What the agent and its engine child say to each other.
 
     agent → child    LoadModel · Generate · Cancel · Shutdown
-    child → agent    Hello · ModelLoaded · ModelFailed · PhaseStarted · StepDone · ImageDrawn · Finished · Refused
+    child → agent    Hello · ModelLoading · ModelLoaded · ModelCold · ModelFailed
+                     PhaseStarted · StepDone · ImageDrawn · Finished · Refused
 
 One `Generate` is answered by any number of `PhaseStarted`, `StepDone` and `ImageDrawn`, then by exactly one of
 `Finished` and `Refused`, unless the child dies. Pixels travel as raw buffers beside the message (see `framing`).
@@ -26,7 +27,7 @@ class _Message(BaseModel):
 
 
 class LoadModel(_Message):
-    """Read this model into memory and keep it warm."""
+    """Serve this model: read it into memory where there is room, else when it is wanted."""
 
     type: Literal["load_model"] = "load_model"
     entry: CatalogEntry
@@ -68,6 +69,20 @@ class Hello(_Message):
     versions: dict[str, str]
 
 
+class ModelLoading(_Message):
+    """The model is being read: it was asked to be served, or a request wants it."""
+
+    type: Literal["model_loading"] = "model_loading"
+    model: str
+
+
+class ModelCold(_Message):
+    """The model can be drawn with, and is not in memory: it had to make room, or found none."""
+
+    type: Literal["model_cold"] = "model_cold"
+    card: ModelCard
+
+
 class ModelLoaded(_Message):
     """The model is warm."""
 
@@ -77,7 +92,7 @@ class ModelLoaded(_Message):
 
 
 class ModelFailed(_Message):
-    """The model cannot be loaded; the child goes on with the others."""
+    """The model could not be loaded; the child goes on with the others. One that was cold is so again."""
 
     type: Literal["model_failed"] = "model_failed"
     model: str
@@ -118,6 +133,8 @@ class Finished(_Message):
 
     type: Literal["finished"] = "finished"
     execution_id: str
+    #: Waiting for the model to be read into memory.
+    load_s: float = 0.0
     #: From the outside: what other requests did in between is in it.
     encode_s: float
     denoise_s: float
@@ -138,7 +155,16 @@ class Refused(_Message):
 
 ToEngine = Annotated[LoadModel | Generate | Cancel | Shutdown, Field(discriminator="type")]
 FromEngine = Annotated[
-    Hello | ModelLoaded | ModelFailed | PhaseStarted | StepDone | ImageDrawn | Finished | Refused,
+    Hello
+    | ModelLoading
+    | ModelLoaded
+    | ModelCold
+    | ModelFailed
+    | PhaseStarted
+    | StepDone
+    | ImageDrawn
+    | Finished
+    | Refused,
     Field(discriminator="type"),
 ]
 

@@ -17,6 +17,10 @@ class WorkerRecord(BaseModel):
     device: str = ""
     #: Ids of models in memory.
     warm: tuple[str, ...] = ()
+    #: Those on their way there.
+    loading: tuple[str, ...] = ()
+    #: Those that it reads when they are wanted.
+    cold: tuple[str, ...] = ()
     #: Executions it may hold at once.
     capacity: int = 0
     started_ms: int = 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.contract.engine import Phase
 from service.contract.generation import (
     SEED_MAX,
     ImageFormat,
@@ -32,6 +33,9 @@ class _Resource(BaseModel):
 class ProgressResource(_Resource):
     """How far a running generation is, over all its images."""
 
+    phase: Annotated[
+        Phase | None, Field(description="`load`: the model is read into memory first. null before the first sign.")
+    ]
     step: Annotated[int, Field(ge=0)]
     steps: Annotated[int, Field(ge=0)]
     fraction: Annotated[float, Field(ge=0, le=1)]
@@ -187,7 +191,9 @@ def _progress(job: Job) -> ProgressResource | None:
     if job.status is not Status.RUNNING:
         return None
     step, steps = job.progress_step, job.progress_steps
-    return ProgressResource(step=step, steps=steps, fraction=min(1.0, step / steps) if steps else 0.0)
+    # A phase of a newer worker, or of a stranger in our Redis, is none that this contract has.
+    phase = next((known for known in get_args(Phase) if known == job.phase), None)
+    return ProgressResource(phase=phase, step=step, steps=steps, fraction=min(1.0, step / steps) if steps else 0.0)
 
 
 def _request(job: Job) -> RequestResource:

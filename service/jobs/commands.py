@@ -114,10 +114,15 @@ def server_state(info: Mapping[str, Any]) -> ServerState:
 
 @dataclass(frozen=True, slots=True)
 class RegisteredModel:
-    """A model that some worker has shown, and how many hold it warm now."""
+    """A model that some worker has shown, and what it is on those that live."""
 
     card: ModelCard
-    workers: int
+    #: Workers that hold it in memory.
+    warm: int
+    #: Workers that are reading it.
+    loading: int = 0
+    #: Workers that read it when it is wanted.
+    cold: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,14 +208,19 @@ def reap_arguments(*, take_back: bool, limit: int) -> list[Argument]:
 def registered_models(cards: Mapping[str, str], agents: Iterable[str | None]) -> list[RegisteredModel]:
     """Join model cards with the live agents' records; entries that do not read as ours are left out."""
     warm: Counter[str] = Counter()
-    for record in filter(None, agents):
+    loading: Counter[str] = Counter()
+    cold: Counter[str] = Counter()
+    for text in filter(None, agents):
         with suppress(ValidationError):
-            warm.update(WorkerRecord.model_validate_json(record).warm)
+            record = WorkerRecord.model_validate_json(text)
+            warm.update(record.warm)
+            loading.update(record.loading)
+            cold.update(record.cold)
     models: list[RegisteredModel] = []
     for text in cards.values():
         with suppress(ValidationError):
             card = ModelCard.model_validate_json(text)
-            models.append(RegisteredModel(card, warm[card.id]))
+            models.append(RegisteredModel(card, warm[card.id], loading[card.id], cold[card.id]))
     return sorted(models, key=lambda model: (not model.card.default, model.card.id))
 
 

@@ -29,6 +29,9 @@ class AgentSettings(BaseSettings):
     #: Requests that the engine draws at once, sharing its calls; 0 = 16 on a GPU, 4 on a CPU. More raise what is drawn
     #: in all, and the time that each takes.
     engine_capacity: int = Field(default=0, ge=0, le=256)
+    #: GiB that the models in memory may fill; 0 = 70 % of a GPU's memory, half of the machine's elsewhere. The others
+    #: of the catalogue are read when they are wanted.
+    model_memory_gib: float = Field(default=0.0, ge=0, le=65_536)
     #: s that a stopping agent gives to what runs before it hands it back. Below Kubernetes' 30 s to the kill.
     drain_s: float = Field(default=25.0, ge=0, le=86_400)
     #: s without a sign from the engine before its first step of a kind has been measured; then 20 times the measure.

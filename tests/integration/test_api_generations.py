@@ -63,7 +63,7 @@ async def test_a_drawn_generation_has_pictures_behind_stable_links(api: httpx.As
     hand.step(job, 3, 12)
     running = (await api.get(created["urls"]["self"])).json()
     assert running["status"] == "running"
-    assert running["progress"] == {"step": 3, "steps": 12, "fraction": 0.25}
+    assert running["progress"] == {"phase": "denoise", "step": 3, "steps": 12, "fraction": 0.25}
     data = hand.draw(job)
     ended = (await api.get(created["urls"]["self"])).json()
     assert ended["status"] == "succeeded"

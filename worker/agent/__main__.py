@@ -78,8 +78,9 @@ class Agent:
     def _wait_for_engine(self) -> bool:
         """Wait for the first models; False where none can be loaded."""
         while not (self._engine.has_served or self.slots.stopping):
-            if self._engine.ready and not self._engine.cards and not self._engine.has_served:
-                log.error("no_model_loaded", models=sorted(self._engine.failures))
+            models = self._engine.models
+            if models.settled and not models.cards:
+                log.error("no_model_loaded", models=sorted(models.failures))
                 return False
             if self._engine.starts > _STARTS:
                 log.error("engine_never_ready", starts=self._engine.starts - 1)

@@ -113,19 +113,21 @@ class Beat:
                         self._slots.stop_execution(execution_id, drop=False)
 
     def _announce(self) -> None:
-        hello = self._engine.hello
+        hello, models = self._engine.hello, self._engine.models
         record = WorkerRecord(
             agent_id=self._slots.agent_id,
             pool=self._pool,
             device=hello.device if hello else "",
-            warm=tuple(card.id for card in self._engine.cards),
+            warm=models.warm,
+            loading=models.loading,
+            cold=models.cold,
             capacity=hello.capacity if hello else 0,
             started_ms=self._started_ms,
         )
-        self._store.announce(record, self._engine.cards, ttl_ms=_PRESENCE_MS)
-        # A model that has just been loaded is shown at once.
-        deadline_s = time.monotonic() + _ANNOUNCE_S
-        while time.monotonic() < deadline_s and len(self._engine.cards) == len(record.warm):
+        self._store.announce(record, models.cards, ttl_ms=_PRESENCE_MS)
+        # What becomes of a model is shown at once.
+        deadline_s, shown = time.monotonic() + _ANNOUNCE_S, (models.warm, models.loading)
+        while time.monotonic() < deadline_s and (now := self._engine.models) and (now.warm, now.loading) == shown:
             if self._stopped.wait(0.1):
                 return
 

@@ -5,6 +5,7 @@ The child may crash, hang in a kernel or hold its GIL for a minute: nothing here
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from typing import BinaryIO
 
 import structlog
 
-from service.contract.catalog import CatalogEntry, ModelCard
+from service.contract.catalog import CatalogEntry
 from service.contract.engine import (
     FROM_ENGINE,
     Cancel,
@@ -24,13 +25,16 @@ from service.contract.engine import (
     Generate,
     Hello,
     LoadModel,
+    ModelCold,
     ModelFailed,
     ModelLoaded,
+    ModelLoading,
 )
 from service.contract.framing import Buffer, FramingError, read_frame
 from service.settings.groups import LogSettings
 from service.settings.worker import AgentSettings, engine_environment
 from worker.agent.letters import Letters
+from worker.agent.models import Models, ModelWord
 
 log = structlog.get_logger(__name__)
 
@@ -72,15 +76,15 @@ class EngineChild:
     ) -> None:
         self._settings = settings
         self._logs = logs
-        self._entries = tuple(entries)
+        # The default first: it is what most requests are for.
+        self._entries = tuple(sorted(entries, key=lambda entry: not entry.default))
         self._on_change = on_change
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._letters: Letters | None = None
         self._listeners: dict[str, Listener] = {}
         self._hello: Hello | None = None
-        self._cards: dict[str, ModelCard] = {}
-        self._failures: dict[str, str] = {}
+        self._models = self._unheard_of()
         self._watch: threading.Timer | None = None
         #: Whether any child has held a model; one that holds none is then of no use, and tried again.
         self.has_served = False
@@ -103,22 +107,10 @@ class EngineChild:
         return self._hello
 
     @property
-    def ready(self) -> bool:
-        """Whether a child lives and every model of the catalogue is loaded or known to fail."""
+    def models(self) -> Models:
+        """What the living child has said of its models; a copy."""
         with self._lock:
-            return self._hello is not None and len(self._cards) + len(self._failures) == len(self._entries)
-
-    @property
-    def cards(self) -> tuple[ModelCard, ...]:
-        """The models in memory."""
-        with self._lock:
-            return tuple(self._cards.values())
-
-    @property
-    def failures(self) -> dict[str, str]:
-        """Models that could not be loaded, and why."""
-        with self._lock:
-            return dict(self._failures)
+            return copy.deepcopy(self._models)
 
     @property
     def pid(self) -> int | None:
@@ -190,6 +182,7 @@ class EngineChild:
             *("--fd-in", str(theirs_in), "--fd-out", str(theirs_out)),
             *("--threads", str(self._settings.engine_threads)),
             *("--capacity", str(self._settings.engine_capacity)),
+            *("--model-bytes", str(round(self._settings.model_memory_gib * 2**30))),
             *("--log-format", self._logs.log, "--log-level", self._logs.log_level),
         ]
         try:
@@ -246,32 +239,36 @@ class EngineChild:
                         self._send(LoadModel(entry=entry))
                 log.info("engine_ready", pid=message.pid, device=message.device)
                 self._expect_within(self._settings.load_s)
-            case ModelLoaded():
-                with self._lock:
-                    self._cards[message.card.id] = message.card
-                log.info("model_loaded", model=message.card.id, seconds=round(message.seconds, 2))
-                self._loads_went_on()
-            case ModelFailed():
-                with self._lock:
-                    self._failures[message.model] = message.message
-                log.error("model_failed", model=message.model, reason=message.message)
-                self._loads_went_on()
+            case ModelLoading() | ModelLoaded() | ModelCold() | ModelFailed():
+                self._hear_of_model(message)
             case _:
                 with self._lock:
                     listener = self._listeners.get(message.execution_id)
                 if listener is not None:
                     listener(message, buffers)
 
-    def _loads_went_on(self) -> None:
-        """One more model is loaded or known to fail."""
-        self._expect_within(None if self.ready else self._settings.load_s)
-        if self.cards:
-            self.has_served = True
-        elif self.ready and self.has_served and self._process is not None:
+    def _hear_of_model(self, word: ModelWord) -> None:
+        with self._lock:
+            self._models.hear(word)
+            settled, of_use = self._models.settled, bool(self._models.cards)
+        match word:
+            case ModelLoaded():
+                log.info("model_loaded", model=word.card.id, seconds=round(word.seconds, 2))
+                self.has_served = True
+            case ModelFailed():
+                log.error("model_failed", model=word.model, reason=word.message)
+            case _:
+                log.info(word.type, model=word.model if isinstance(word, ModelLoading) else word.card.id)
+        # Later loads are watched by the executions that wait for them.
+        self._expect_within(None if settled else self._settings.load_s)
+        if settled and not of_use and self.has_served and self._process is not None:
             # The models were fine before: a device still occupied by the last child, a share that is away.
             log.error("engine_holds_no_model")
             self._process.kill()
         self._on_change()
+
+    def _unheard_of(self) -> Models:
+        return Models(entry.id for entry in self._entries)
 
     def _bury(self) -> bool:
         """Note the end of a child, tell everybody who waited for it; return whether it had held a model."""
@@ -286,7 +283,7 @@ class EngineChild:
         with self._lock:
             listeners, self._listeners = self._listeners, {}
             letters, self._letters, self._process, self._hello = self._letters, None, None, None
-            cards, self._cards, self._failures = self._cards, {}, {}
+            models, self._models = self._models, self._unheard_of()
         if letters is not None:
             letters.close()
         if not self._stopping.is_set():
@@ -294,7 +291,7 @@ class EngineChild:
         for listener in listeners.values():
             listener(EngineLost(had_it=True), [])
         self._on_change()
-        return bool(cards)
+        return bool(models.cards)
 
     def _send(self, message: LoadModel | Generate | Cancel, buffers: Sequence[Buffer] = ()) -> bool:
         """Have a message written to the living child; False where there is none. Hold the lock."""

@@ -368,6 +368,7 @@ class Execution:
         return Timings(
             queued_s=max(0, (job.started_ms or job.created_ms) - job.created_ms) / 1000,
             inputs_s=round(self._times["inputs"], 4),
+            load_s=round(finished.load_s, 4),
             encode_s=round(finished.encode_s, 4),
             denoise_s=round(finished.denoise_s, 4),
             decode_s=round(finished.decode_s, 4),

@@ -60,13 +60,12 @@ class Slots:
 
     def _room(self) -> bool:
         engine = self._tools.engine
-        hello = engine.hello
+        hello, claimable = engine.hello, engine.models.claimable
         with self._changed:
             return (
                 not self.stopping
                 and hello is not None
-                and engine.ready
-                and bool(engine.cards)
+                and bool(claimable)
                 and not self._alone
                 and len(self._drawing) < hello.capacity
                 and len(self._executions) < hello.capacity + _STORING
@@ -114,11 +113,13 @@ class Slots:
         while True:
             with self._changed:
                 idle = not self._drawing
-            models = [card.id for card in self._tools.engine.cards]
-            if not models:
+            models = self._tools.engine.models
+            if not models.claimable:
                 return None
             try:
-                return self._tools.store.claim(self._pool, execution_id, self.agent_id, idle=idle, models=models)
+                return self._tools.store.claim(
+                    self._pool, execution_id, self.agent_id, idle=idle, models=models.claimable, warm=models.warm
+                )
             except (RedisConnectionError, RedisTimeoutError) as err:
                 # Not for ever: RQ ends a bell by an exception, anywhere. A lease that nobody renews runs out.
                 if self.stopping or time.monotonic() >= give_up_s:

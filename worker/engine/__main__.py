@@ -37,10 +37,10 @@ def main() -> NoReturn:
     inbox.start()
 
     outbox = Outbox(os.fdopen(arguments.fd_out, "wb"))
-    _engine(inbox, outbox, threads=arguments.threads, capacity=arguments.capacity).run()
+    _engine(inbox, outbox, arguments).run()
 
 
-def _engine(inbox: Inbox, outbox: Outbox, *, threads: int, capacity: int) -> Engine:
+def _engine(inbox: Inbox, outbox: Outbox, arguments: argparse.Namespace) -> Engine:
     """Return the engine after some five seconds of imports, with the pipe already watched and SIGINT ignored."""
     import torch  # noqa: PLC0415 - see above
 
@@ -49,9 +49,9 @@ def _engine(inbox: Inbox, outbox: Outbox, *, threads: int, capacity: int) -> Eng
     quiet_libraries()
     from worker.engine.loop import Engine  # noqa: PLC0415 - see above
 
-    if threads:
-        torch.set_num_threads(threads)
-    return Engine(inbox, outbox, capacity=capacity)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    return Engine(inbox, outbox, capacity=arguments.capacity, model_bytes=arguments.model_bytes)
 
 
 def _die_with_parent() -> None:
@@ -68,6 +68,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--fd-out", type=int, required=True, help="pipe for the answers")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch; 0 leaves its own choice")
     parser.add_argument("--capacity", type=int, default=0, help="requests drawn at once; 0 leaves it to the device")
+    parser.add_argument(
+        "--model-bytes", type=int, default=0, help="bytes that models may fill; 0 leaves it to the device"
+    )
     parser.add_argument("--log-format", choices=("console", "json"), default="console")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser.parse_args()

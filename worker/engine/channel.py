@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 import structlog
@@ -27,7 +27,7 @@ class Inbox:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._work: queue.SimpleQueue[Work] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Work | Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._canceled: list[str] = []
         #: Executions that were asked for and not answered yet → whether they were canceled.
@@ -38,13 +38,22 @@ class Inbox:
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
     def take(self, *, wait: bool) -> list[Work]:
-        """Return all work that has arrived, with its buffers; `wait` for a first piece."""
+        """Return all work that has arrived, with its buffers; `wait` for something to arrive."""
         taken: list[Work] = []
         try:
             while True:
-                taken.append(self._work.get(block=wait and not taken))
+                arrived = self._work.get(block=wait)
+                wait = False
+                if callable(arrived):
+                    arrived()
+                else:
+                    taken.append(arrived)
         except queue.Empty:
             return taken
+
+    def hand_over(self, call: Callable[[], None]) -> None:
+        """Have a function called by the thread that takes the work, also where that waits. From any thread."""
+        self._work.put(call)
 
     def newly_canceled(self) -> list[str]:
         """Return the open executions that were canceled since the last call."""

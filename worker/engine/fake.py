@@ -4,6 +4,7 @@
 up in a second and a hundred jobs take as many milliseconds as their steps say. Words of a prompt are orders:
 
     step=0.2      seconds that every step takes (0.01)
+    load=2        seconds for which the model is read into memory first (0)
     crash         the process ends at the first step, as under a kernel that faults
     hang          the first step never ends
     omit          the pictures are never sent
@@ -79,7 +80,11 @@ class FakeEngine:
             return Refused(execution_id=execution_id, code=FailureCode.MODEL_UNAVAILABLE, message="Not loaded here.")
         orders = spec.prompt.split()
         step_s = next((float(word[5:]) for word in orders if word.startswith("step=")), _STEP_S)
+        load_s = next((float(word[5:]) for word in orders if word.startswith("load=")), 0.0)
         steps = spec.steps * spec.num_images
+        if load_s:
+            self._outbox.send(PhaseStarted(execution_id=execution_id, phase="load"))
+            time.sleep(load_s)
         begun_s = time.monotonic()
         self._outbox.send(PhaseStarted(execution_id=execution_id, phase="encode"))
         self._outbox.send(PhaseStarted(execution_id=execution_id, phase="denoise"))
@@ -94,6 +99,7 @@ class FakeEngine:
             self._send_pictures(request)
         return Finished(
             execution_id=execution_id,
+            load_s=load_s,
             encode_s=0,
             denoise_s=time.monotonic() - begun_s,
             decode_s=0,
@@ -149,7 +155,7 @@ def _load(entry: CatalogEntry) -> ModelLoaded | ModelFailed:
 def main() -> NoReturn:
     """Run until the agent closes its end of the pipe."""
     parser = argparse.ArgumentParser()
-    for name in ("--fd-in", "--fd-out", "--threads", "--capacity"):
+    for name in ("--fd-in", "--fd-out", "--threads", "--capacity", "--model-bytes"):
         parser.add_argument(name, type=int, required=True)
     for name in ("--log-format", "--log-level"):
         parser.add_argument(name, required=True)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from typing import NoReturn
 
 import structlog
 import torch
 
-from service.contract.catalog import CatalogEntry
-from service.contract.engine import Finished, Generate, Hello, LoadModel, ModelFailed, ModelLoaded, Refused
+from service.contract.engine import Finished, Generate, Hello, LoadModel, PhaseStarted, Refused
 from service.contract.errors import FailureCode
+from worker.engine.background import Background
 from worker.engine.batch import batch_for
 from worker.engine.channel import Inbox, Outbox
 from worker.engine.drawing import Drawing, library_versions
 from worker.engine.faults import Fault, classify, free_memory, report
+from worker.engine.memory import budget_bytes, shelf_bytes
+from worker.engine.residency import Residency
+from worker.engine.shelf import Shelf
 from worker.engine.strands import Strand
-from worker.pipelines.errors import Refusal, UnusableModel
-from worker.pipelines.loading import LoadedModel, load, resolve_device
+from worker.pipelines.errors import Refusal
+from worker.pipelines.loading import LoadedModel, resolve_device
 
 log = structlog.get_logger()
 
@@ -26,15 +31,22 @@ log = structlog.get_logger()
 class Engine:
     """Takes messages until the pipe ends. A request that fails takes nothing down but itself."""
 
-    def __init__(self, inbox: Inbox, outbox: Outbox, *, capacity: int = 0) -> None:
-        """`capacity`: requests drawn at once; 0 = as many as suit the device."""
+    def __init__(self, inbox: Inbox, outbox: Outbox, *, capacity: int = 0, model_bytes: int = 0) -> None:
+        """`capacity`: requests drawn at once; 0 = as many as suit the device. `model_bytes`: see `budget_bytes`."""
         torch.set_grad_enabled(False)  # before the batch: its strands may not differ from it
         self._device = resolve_device("auto")
         self._inbox = inbox
         self._outbox = outbox
         self._capacity = capacity or suitable_capacity(self._device)
-        self._models: dict[str, LoadedModel] = {}
         self._batch = batch_for(self._device, lost=_exit)
+        self._models = Residency(
+            self._batch.hub,
+            Background(inbox.hand_over),
+            Shelf(shelf_bytes(self._device)),
+            budget_bytes=model_bytes or budget_bytes(self._device),
+            tell=outbox.send,
+            lost=_exit,
+        )
         self._strands: dict[str, Strand] = {}
 
     def run(self) -> NoReturn:
@@ -45,7 +57,7 @@ class Engine:
             for message, buffers in self._inbox.take(wait=not self._batch.busy):
                 match message:
                     case LoadModel():
-                        self._outbox.send(self._load(message.entry))
+                        self._models.offer(message.entry)
                     case Generate():
                         self._begin(message, buffers)
             for execution_id in self._inbox.newly_canceled():
@@ -70,13 +82,15 @@ class Engine:
     def _draw(self, request: Generate, buffers: list[bytes]) -> Finished | Refused:
         execution_id, spec = request.execution_id, request.spec
         try:
-            return Drawing(
-                self._model(spec.model),
-                request,
-                buffers,
-                send=self._outbox.send,
-                is_canceled=lambda: self._inbox.is_canceled(execution_id),
-            ).run()
+            with self._model_of(request) as (model, waited_s):
+                finished = Drawing(
+                    model,
+                    request,
+                    buffers,
+                    send=self._outbox.send,
+                    is_canceled=lambda: self._inbox.is_canceled(execution_id),
+                ).run()
+            return finished.model_copy(update={"load_s": waited_s})
         except Refusal as refusal:
             log.info("execution_refused", execution_id=execution_id, code=refusal.code)
             return Refused(execution_id=execution_id, code=refusal.code, message=refusal.message)
@@ -88,31 +102,20 @@ class Engine:
         message = "The engine failed on this request; the worker's log says why."
         return Refused(execution_id=execution_id, code=FailureCode.INTERNAL, message=message)
 
-    def _model(self, model_id: str) -> LoadedModel:
-        if model_id not in self._models:
-            raise Refusal(FailureCode.MODEL_UNAVAILABLE, f"The model {model_id} is not loaded here.")
-        return self._models[model_id]
+    @contextlib.contextmanager
+    def _model_of(self, request: Generate) -> Iterator[tuple[LoadedModel, float]]:
+        """Give a request its model, with the seconds for which it waited until that was in memory."""
+        execution_id, begun_s = request.execution_id, 0.0
 
-    def _load(self, entry: CatalogEntry) -> ModelLoaded | ModelFailed:
-        started_s = time.monotonic()
-        held = self._models.get(entry.id)
-        if held is not None and held.entry == entry:
-            return ModelLoaded(card=held.card, seconds=0.0)
-        try:
-            self._models.pop(entry.id, None)
-            model = load(entry)
-        except UnusableModel as err:
-            log.warning("model_unusable", model=entry.id, reason=str(err))
-            return ModelFailed(model=entry.id, message=str(err))
-        except Exception as err:  # noqa: BLE001 - one model that cannot be loaded must not take the others down
-            report("model_load_failed", err, model=entry.id)
-            self._exit_if_device_is_lost(err)
-            reason = "out of memory" if classify(err) is Fault.OUT_OF_MEMORY else type(err).__name__
-            return ModelFailed(model=entry.id, message=f"Loading failed: {reason}. The worker's log says more.")
-        self._models[entry.id] = model
-        seconds = time.monotonic() - started_s
-        log.info("model_loaded", model=entry.id, dtype=model.card.dtype, device=str(model.device), seconds=seconds)
-        return ModelLoaded(card=model.card, seconds=seconds)
+        def wait() -> None:
+            nonlocal begun_s
+            begun_s = time.monotonic()
+            self._outbox.send(PhaseStarted(execution_id=execution_id, phase="load"))
+
+        if self._inbox.is_canceled(execution_id):
+            raise Refusal("canceled", "Canceled.")
+        with self._models.use(request.spec.model, on_wait=wait) as model:
+            yield model, time.monotonic() - begun_s if begun_s else 0.0
 
     def _exit_if_device_is_lost(self, error: Exception) -> None:
         if classify(error) is Fault.DEVICE:

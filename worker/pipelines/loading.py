@@ -8,6 +8,7 @@ It stops between the parts of a model, so that others are served meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -128,23 +129,19 @@ def assemble(prepared: Prepared, between: Callable[[], None] = lambda: None) -> 
 
     Only safetensors are read and no code from the folder is run. Raises `UnusableModel` with what to do about it.
     """
-    folder, device = prepared.folder, prepared.device
-    try:
-        modules = dict(_modules(prepared, between))
-        pipeline = _pipeline(prepared, modules).to(device)
+    modules = dict(_modules(prepared, between))
+    with _reading():
+        pipeline = _pipeline(prepared, modules)
+        folder = prepared.folder
         scheduler = type(pipeline.scheduler).from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as err:
-        if isinstance(err, torch.OutOfMemoryError):
-            raise
-        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
-        raise UnusableModel(f"The model's files cannot be loaded: {reason}") from err
+    pipeline.to(prepared.device)
     pipeline.set_progress_bar_config(disable=True)
     return LoadedModel(
         entry=prepared.entry,
         card=prepared.card,
         pipeline=pipeline,
         scheduler=scheduler,
-        device=device,
+        device=prepared.device,
         dtype=prepared.dtype,
     )
 
@@ -185,21 +182,34 @@ def _modules(prepared: Prepared, between: Callable[[], None]) -> Iterator[tuple[
         kind = getattr(libraries.get(library), class_name, None)
         if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
             continue  # tokenizers and the like, and classes that only their pipeline knows: read with the pipeline
-        module: Any = kind
         between()
-        module = module.from_pretrained(
-            prepared.folder / name,
-            # Always given: without it transformers reads a text encoder in its file's format and diffusers the
-            # denoiser in float32, and the first linear layer between them fails.
-            dtype=prepared.dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            **_variant(prepared, name),
-        )
+        reader: Any = kind
+        with _reading():
+            module: torch.nn.Module = reader.from_pretrained(
+                prepared.folder / name,
+                # Always given: without it transformers reads a text encoder in its file's format and diffusers the
+                # denoiser in float32, and the first linear layer between them fails.
+                dtype=prepared.dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                **_variant(prepared, name),
+            )
         for child in module.children():
             between()
             child.to(prepared.device)
         yield name, module.to(prepared.device)
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Turn what the libraries raise about files into `UnusableModel`; a device that fails raises its own."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as err:
+        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+        raise UnusableModel(f"The model's files cannot be loaded: {reason}") from err
 
 
 def _variant(prepared: Prepared, component: str) -> dict[str, str]:
