@@ -13,6 +13,7 @@ class Word:
 
     rows = 1
     key = "words"
+    label = None
 
     def __init__(self, text: str) -> None:
         self.text = text

@@ -11,9 +11,12 @@ from typing import Any
 
 import torch
 
+from service.contract.costs import CallLabel
 from worker.engine.batch import Batch
-from worker.engine.meter import HostMeter
-from worker.engine.rows import NoGauge, RowLimits
+from worker.engine.budget import RowBudget
+from worker.engine.ledger import Ledger
+from worker.engine.meter import HostMeter, Meter
+from worker.engine.rows import MemoryGauge, NoGauge, RowLimits
 from worker.engine.strands import gather, share
 
 
@@ -59,6 +62,7 @@ class Addition:
     key: Hashable = "k"
     rows: int = 1
     fails: bool = False
+    label: CallLabel | None = None
 
     def alone(self) -> int:
         return self.device.add([self])[0]
@@ -76,11 +80,12 @@ def count(
     fails_at: int | None = None,
     key: Hashable = "k",
     rows: int = 1,
+    label: CallLabel | None = None,
 ) -> int:
     """Return start + steps, counted on the device one shared step after the other."""
     value = start
     for step in range(steps):
-        value = share(Addition(device, name, value, key, rows, fails=step == fails_at))
+        value = share(Addition(device, name, value, key, rows, step == fails_at, label))
     return value
 
 
@@ -97,9 +102,18 @@ def engine_thread() -> Iterator[None]:
     gc.unfreeze()
 
 
-def batch_of(*, cautious: bool = False) -> Batch:
+def batch_of(
+    *,
+    cautious: bool = False,
+    gauge: MemoryGauge | None = None,
+    meter: Meter | None = None,
+    ledger: Ledger | None = None,
+    step_target_s: float = 0.0,
+) -> Batch:
     """Return a batch that knows nothing of its device's memory but what fails; a lost device raises `DeviceLost`."""
-    return Batch(RowLimits(NoGauge(), cautious=cautious), HostMeter(), lost=_lost)
+    limits = RowLimits(gauge or NoGauge(), cautious=cautious)
+    budget = RowBudget(limits, ledger or Ledger(), step_target_s=step_target_s)
+    return Batch(budget, meter or HostMeter(), lost=_lost)
 
 
 class DeviceLost(BaseException):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -9,9 +11,8 @@ import pytest
 import torch
 
 from tests.sums import Addition, Device, DeviceLost, Table, batch_of, count, engine_thread
-from worker.engine.batch import Batch, batch_for
+from worker.engine.batch import batch_for
 from worker.engine.meter import Reading
-from worker.engine.rows import NoGauge, RowLimits
 from worker.engine.strands import gather, share
 
 
@@ -261,6 +262,7 @@ class Stopwatch:
 
     questions: int = 0
     asked: list[int] = field(default_factory=list)
+    waited: int = 0
 
     def begin(self) -> None:
         pass
@@ -279,20 +281,52 @@ class _Later:
         self.watch.asked[self.number] += 1
         return 2.0 if self.watch.asked[self.number] > self.watch.questions else None
 
+    def wait_s(self) -> float:
+        self.watch.waited += 1
+        return 2.0
 
-@pytest.mark.parametrize("questions", [0, 1])
+
+@pytest.mark.parametrize("questions", [0, 1, 100])
 def test_a_calls_time_is_charged_to_its_requests_by_their_rows(questions: int) -> None:
-    batch = Batch(RowLimits(NoGauge(), cautious=False), Stopwatch(questions), lost=lambda _: None)
-    table = Table(batch=batch)
+    """Also where the engine falls idle before the device has said how long it took."""
+    stopwatch = Stopwatch(questions)
+    table = Table(batch=batch_of(meter=stopwatch))
     a, b = table.join("a", steps=3, rows=3), table.join("b", steps=2, rows=1)
     table.finish()
-    for _ in range(4 * questions):
-        batch.settle()
     assert (a.spent_s, b.spent_s) == (1.5 + 1.5 + 2.0, 0.5 + 0.5)
+    assert stopwatch.waited == {0: 0, 1: 1, 100: 3}[questions]
+
+
+def test_a_device_that_is_busy_is_not_waited_for() -> None:
+    stopwatch = Stopwatch(questions=100)
+    table = Table(batch=batch_of(meter=stopwatch))
+    table.join("a", steps=3)
+    table.batch.tick()
+    table.batch.tick()
+    assert (len(stopwatch.asked), stopwatch.waited) == (2, 0)
+
+
+def test_a_call_under_way_keeps_none_of_its_works() -> None:
+    """They hold the tensors of their call."""
+    table = Table(batch=batch_of(meter=Stopwatch(questions=100)))
+    works: list[weakref.ref[Addition]] = []
+
+    def working() -> None:
+        work = Addition(table.device, "a", 0)
+        works.append(weakref.ref(work))
+        share(work)
+        del work
+        count(table.device, "a", steps=2)
+
+    table.join("a", working)
+    table.batch.tick()
+    table.batch.tick()
+    gc.collect()
+    assert [work() for work in works] == [None]
 
 
 def test_the_time_of_its_images_is_charged_to_the_request() -> None:
-    batch = Batch(RowLimits(NoGauge(), cautious=False), Stopwatch(), lost=lambda _: None)
+    batch = batch_of(meter=Stopwatch())
     table = Table(batch=batch)
     a, b = table.join("a", steps=2, images=3), table.join("b", steps=2)
     table.finish()

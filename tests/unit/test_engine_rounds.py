@@ -239,3 +239,22 @@ def test_every_work_is_taken_once_and_each_keys_in_order(
     for key in "abcd":
         of_key = [n for name, n in taken if name == key]
         assert of_key == sorted(of_key)
+
+
+def test_what_a_turn_is_expected_to_cost_counts_until_it_was_measured() -> None:
+    def turns_of_the_dear_one(expected_s: float | None) -> int:
+        device = Device({"dear": 1.0, "cheap": 0.001}, {"dear": 1, "cheap": 1})
+        for key in device.costs_s:
+            if expected_s is not None:
+                device.rounds.expect(key, expected_s if key == "dear" else 0.001)
+        return [device.turn() for _ in range(12)].count("dear")
+
+    assert turns_of_the_dear_one(None) == 1, "what was never served is not put off"
+    assert turns_of_the_dear_one(1.0) == 0
+
+
+def test_an_expectation_takes_nothing_back_of_what_was_learnt() -> None:
+    device = Device({"a": 0.001, "b": 0.001}, {"a": 1, "b": 1})
+    device.shares(100)
+    device.rounds.expect("a", 1000.0)
+    assert "a" in [device.turn() for _ in range(4)]

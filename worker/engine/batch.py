@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
 import torch
 
+from service.contract.costs import CallLabel
+from worker.engine.budget import RowBudget
 from worker.engine.faults import Fault, classify, free_memory
 from worker.engine.keys import kind_of
+from worker.engine.ledger import Ledger
 from worker.engine.meter import CudaMeter, HostMeter, Meter, Reading
 from worker.engine.rounds import Rounds
 from worker.engine.rows import CudaGauge, NoGauge, RowLimits
@@ -31,15 +35,28 @@ CPU_ROWS = 32
 Waiting = tuple[Strand, SharedWork]
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A call that was made, and may not have ended yet. Works are not kept: they hold the tensors of their call."""
+
+    reading: Reading
+    key: Hashable
+    label: CallLabel | None
+    rows: int
+    peak_bytes: int | None
+    #: Whose rows they were.
+    shares: list[tuple[Strand, int]]
+
+
 class Batch:
     """Owns the strands of one device. Everything happens on the thread that calls `tick`."""
 
-    def __init__(self, limits: RowLimits, meter: Meter, *, lost: Callable[[Exception], None]) -> None:
+    def __init__(self, budget: RowBudget, meter: Meter, *, lost: Callable[[Exception], None]) -> None:
         """`lost` is called with an error after which the device cannot be trusted; it should not return."""
         self.hub = Hub(parked=self._parked)
-        self._limits = limits
+        self._budget = budget
         self._meter = meter
-        self._unsettled: deque[tuple[Reading, list[Waiting]]] = deque()
+        self._unsettled: deque[_Made] = deque()
         self._lost = lost
         self._rounds: Rounds[Waiting] = Rounds()
         #: Calls made, and rows in them: their quotient is what batching gains.
@@ -57,24 +74,35 @@ class Batch:
         self.hub.run()
         if len(self._rounds):
             key = self._rounds.next_turn()
-            taken = self._rounds.take(key, lambda waiting: waiting[1].rows, self._limits.limit(kind_of(key)))
+            taken = self._rounds.take(key, lambda waiting: waiting[1].rows, self._budget.limit(kind_of(key)))
             # Who was stopped while waiting is still in the queue, and waits for something else or nothing.
             waiting = [(strand, work) for strand, work in taken if strand.work is work]
             if waiting:
                 self._call(waiting)
         self.hub.run()
         self.settle()
+        if not self.busy:
+            # An idle engine ticks no more: what the device still works on is waited for, as the next call would.
+            while self._unsettled:
+                self._charge(self._unsettled[0].reading.wait_s())
 
     def settle(self) -> None:
         """Charge calls that have ended: to their key's cost, and to every strand the part of it that its rows are."""
-        while self._unsettled and (seconds := self._unsettled[0][0].seconds()) is not None:
-            _, waiting = self._unsettled.popleft()
-            rows = sum(work.rows for _, work in waiting)
-            self._rounds.took(waiting[0][1].key, seconds)
-            for strand, work in waiting:
-                strand.charge(seconds * work.rows / rows)
+        while self._unsettled and (seconds := self._unsettled[0].reading.seconds()) is not None:
+            self._charge(seconds)
+
+    def _charge(self, seconds: float) -> None:
+        made = self._unsettled.popleft()
+        self._rounds.took(made.key, seconds)
+        self._budget.took(made.label, made.rows, seconds, made.peak_bytes)
+        for strand, rows in made.shares:
+            strand.charge(seconds * rows / made.rows)
 
     def _parked(self, strand: Strand, work: SharedWork) -> None:
+        kind = kind_of(work.key)
+        expected_s = self._budget.meet(kind, work.label)
+        if expected_s is not None:
+            self._rounds.expect(kind, expected_s)
         self._rounds.add(work.key, (strand, work))
 
     def _call(self, waiting: list[Waiting]) -> None:
@@ -83,7 +111,7 @@ class Batch:
         self._meter.begin()
         out_of_memory = False
         try:
-            results = self._limits.measure(kind_of(key), rows, functools.partial(_do, works))
+            results = self._budget.measure(kind_of(key), rows, functools.partial(_do, works))
         except Exception as err:  # noqa: BLE001 - it belongs to whichever strand's work it was
             fault = classify(err)
             if fault is Fault.DEVICE:
@@ -95,13 +123,15 @@ class Batch:
         else:
             for (strand, _), result in zip(waiting, results, strict=True):
                 self.hub.wake(strand, result)
-            self._unsettled.append((self._meter.end(), waiting))
+            shares = [(strand, work.rows) for strand, work in waiting]
+            peak_bytes = self._budget.peak_bytes
+            self._unsettled.append(_Made(self._meter.end(), key, works[0].label, rows, peak_bytes, shares))
             self.calls, self.rows = self.calls + 1, self.rows + rows
             return
         # Outside of the handler, whose error keeps the failed call's tensors.
         if out_of_memory:
             free_memory()
-            self._limits.failed(kind_of(key), rows)
+            self._budget.failed(kind_of(key), rows)
             for strand, work in waiting:
                 self._parked(strand, work)
             log.warning("call_did_not_fit", rows=rows)
@@ -119,8 +149,17 @@ def _do(works: list[SharedWork]) -> list[Any]:
     return works[0].together(works) if len(works) > 1 else [works[0].alone()]
 
 
-def batch_for(device: torch.device, *, lost: Callable[[Exception], None]) -> Batch:
+def batch_for(
+    device: torch.device,
+    *,
+    lost: Callable[[Exception], None],
+    ledger: Ledger | None = None,
+    step_target_s: float = 0.0,
+) -> Batch:
     """Return a batch for a device: a GPU's memory and time are measured on the GPU."""
+    ledger = ledger or Ledger()
     if device.type == "cuda":
-        return Batch(RowLimits(CudaGauge(device), cautious=True), CudaMeter(device), lost=lost)
-    return Batch(RowLimits(NoGauge(), cautious=False, most=CPU_ROWS), HostMeter(), lost=lost)
+        limits, meter = RowLimits(CudaGauge(device), cautious=True), CudaMeter(device)
+    else:
+        limits, meter = RowLimits(NoGauge(), cautious=False, most=CPU_ROWS), HostMeter()
+    return Batch(RowBudget(limits, ledger, step_target_s=step_target_s), meter, lost=lost)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from service.contract.costs import CallLabel
 from worker.engine.keys import Alone
 
 #: Positional arguments of every denoiser of diffusers.
@@ -30,9 +31,16 @@ class DenoiserCall:
     """One parked call: the module with the arguments that the pipeline gave it."""
 
     def __init__(
-        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, alone: bool
+        self,
+        module: torch.nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        alone: bool,
+        label: CallLabel | None = None,
     ) -> None:
         """`alone`: share this call with no other, whatever it costs."""
+        self.label = label
         self._module, self._args, self._kwargs = module, args, kwargs
         self._named = dict(zip(_POSITIONAL, args, strict=False)) | dict(kwargs)
         self.leaves = dict(_leaves(self._named))

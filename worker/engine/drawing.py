@@ -20,6 +20,7 @@ from service.contract.framing import Buffer
 from service.contract.generation import Receipt
 from worker.engine.calls import DenoiserCall
 from worker.engine.faults import Fault, classify, free_memory
+from worker.engine.labels import denoise_label
 from worker.engine.phases import Phases
 from worker.engine.strands import gather, share
 from worker.engine.works import LatentsWork, PromptWork
@@ -118,7 +119,7 @@ class Drawing:
         return None if stages.is_flagged(self._model, picture) else pixels
 
     def _decode(self, latents: torch.Tensor, *, in_float32: bool = False) -> torch.Tensor:
-        return share(LatentsWork(self._model, latents, in_float32=in_float32, alone=self._alone))
+        return share(LatentsWork(self._model, self._spec, latents, in_float32=in_float32, alone=self._alone))
 
     def _denoise(self, index: int, embeddings: Embeddings, *, encode_in_float32: bool = False) -> torch.Tensor:
         self._phases.enter("encode", index)
@@ -126,10 +127,12 @@ class Drawing:
         pipeline = tasks.task_pipeline(self._model, self._spec, seed=seed)
         self._scheduler_sha256 = self._scheduler_sha256 or _config_sha256(pipeline)
 
+        label = denoise_label(self._model, self._spec, tokens=stages.count_tokens(embeddings))
+
         def call(denoiser: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
             self._phases.enter("denoise", index)
             self._stop_if_canceled()
-            return share(DenoiserCall(denoiser, args, kwargs, alone=self._alone))
+            return share(DenoiserCall(denoiser, args, kwargs, alone=self._alone, label=label))
 
         try:
             return stages.denoise(

@@ -15,6 +15,10 @@ class Reading(Protocol):
         """Return the duration, or None while the device still works on it."""
         ...
 
+    def wait_s(self) -> float:
+        """Return the duration once the device is done."""
+        ...
+
 
 class Meter(Protocol):
     """Times one call after another."""
@@ -71,10 +75,17 @@ class _Known:
     def seconds(self) -> float | None:
         return self._seconds
 
+    def wait_s(self) -> float:
+        return self._seconds
+
 
 class _Between:
     def __init__(self, begun: torch.cuda.Event, ended: torch.cuda.Event) -> None:
         self._begun, self._ended = begun, ended
 
     def seconds(self) -> float | None:
-        return self._begun.elapsed_time(self._ended) / 1000 if self._ended.query() else None
+        return self.wait_s() if self._ended.query() else None
+
+    def wait_s(self) -> float:
+        self._ended.synchronize()
+        return self._begun.elapsed_time(self._ended) / 1000

@@ -78,11 +78,19 @@ class Rounds(Generic[W]):
             del self._queues[key]
         return taken
 
+    def expect(self, kind: Hashable, seconds: float) -> None:
+        """Take a turn of this kind to cost that much, unless its cost was learnt here."""
+        if kind not in self._costs_s:
+            self._cost(kind, seconds)
+
     def took(self, key: Hashable, seconds: float) -> None:
         """Learn what a turn of this key cost."""
         kind = kind_of(key)
         known = self._costs_s.pop(kind, seconds)
-        self._costs_s[kind] = known + _LEARNING * (seconds - known)
+        self._cost(kind, known + _LEARNING * (seconds - known))
+
+    def _cost(self, kind: Hashable, seconds: float) -> None:
+        self._costs_s[kind] = seconds
         while len(self._costs_s) > 512:
             self._costs_s.popitem(last=False)
 

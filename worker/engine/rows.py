@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -14,6 +15,9 @@ MOST_ROWS = 64
 _SHARE = 0.8
 #: Kinds of calls that are remembered.
 _KEYS = 512
+#: Good calls at a lowered ceiling until a wider one is tried: what took the memory may be gone. Doubled by each try
+#: that fails, up to the second number.
+RETRY_CALLS, _MOST_RETRY_CALLS = 64, 8192
 
 T = TypeVar("T")
 
@@ -72,42 +76,93 @@ class NoGauge:
         return 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Width:
+    """What is known of one kind of call."""
+
+    #: Rows that were seen to fit, or follow from what was measured.
+    proven: int
+    #: Rows that no call may exceed; under the most of all where wider ones failed.
+    ceiling: int
+    #: `proven` is what an engine before this one says.
+    told: bool = False
+    #: Calls that fitted since the ceiling was set, as wide as it lets them or nearly so.
+    good: int = 0
+    #: Good calls until a wider one is tried.
+    patience: int = RETRY_CALLS
+    #: The ceiling was raised to try what had failed, and no call has been so wide since.
+    on_trial: bool = False
+
+    def after_success(self, rows: int, affordable: int | None, most: int) -> _Width:
+        """`affordable`: rows that the memory would be enough for by this call's measure; None = it was not measured."""
+        # What was told is believed no further than the first measurement agrees.
+        proven, fits = (0, max(2 * rows, self.proven)) if self.told else (self.proven, 2 * rows)
+        if affordable is not None:
+            fits = min(fits, affordable)
+        learnt = replace(self, proven=max(proven, rows, min(fits, most)), told=False)
+        if 2 * rows <= self.ceiling:
+            return learnt
+        learnt = replace(learnt, good=self.good + 1, on_trial=False)
+        if self.ceiling >= most or learnt.good < self.patience:
+            return learnt
+        return replace(learnt, good=0, ceiling=min(most, 2 * self.ceiling), on_trial=True)
+
+    def after_failure(self, rows: int) -> _Width:
+        """A call of so many rows did not fit."""
+        half = max(1, rows // 2)
+        patience = min(2 * self.patience, _MOST_RETRY_CALLS) if self.on_trial else self.patience
+        return _Width(proven=0 if self.told else half, ceiling=half, patience=patience)
+
+
 class RowLimits:
-    """The most rows of a call by its key. A call that ran out of memory halves its key's limit for good."""
+    """The most rows of a call by its key. A call that ran out of memory halves its key's limit, for many calls."""
 
     def __init__(self, gauge: MemoryGauge, *, cautious: bool, most: int = MOST_ROWS) -> None:
         """`cautious`: begin with one request where nothing is known yet, as a device's own memory asks for."""
         self._gauge = gauge
-        self._cautious = cautious
         self._most = most
-        #: Key → (limit that was proven, ceiling that failed).
-        self._known: OrderedDict[Hashable, tuple[int, int]] = OrderedDict()
+        self._unknown = _Width(proven=0 if cautious else most, ceiling=most)
+        self._known: OrderedDict[Hashable, _Width] = OrderedDict()
+        #: What the last call took, bytes; None where that cannot be known.
+        self.peak_bytes: int | None = None
 
     def limit(self, key: Hashable) -> int:
         """Return the most rows of the next call; 0 lets one request through, however many rows it has."""
-        start = 0 if self._cautious else self._most
-        proven, ceiling = self._known.get(key, (start, self._most))
-        return min(proven, ceiling)
+        width = self._known.get(key, self._unknown)
+        return min(width.proven, width.ceiling)
+
+    def prime(self, key: Hashable, rows: int, peak_bytes: int) -> None:
+        """Begin a key with what earlier engines say: that a call of so many rows took so much memory.
+
+        Nothing happens to a key of which more is known, or on a device that begins with the most.
+        """
+        if key not in self._known and self._unknown.proven < self._most:
+            fits = min(2 * rows, self._affordable(rows, peak_bytes), self._most)
+            self._remember(key, _Width(proven=fits, ceiling=self._most, told=True))
 
     def measure(self, key: Hashable, rows: int, call: Callable[[], T]) -> T:
         """Make the call and learn from it; what it raises is raised, and is learnt from by `failed`."""
+        self.peak_bytes = None
         self._gauge.begin()
         result = call()
-        peak = self._gauge.peak_bytes()
-        fits = 2 * rows
-        if peak is not None and peak > 0:
-            fits = min(fits, int(_SHARE * self._gauge.free_bytes() / peak * rows))
-        proven, ceiling = self._known.get(key, (0, self._most))
-        self._remember(key, max(proven, rows, min(fits, self._most)), ceiling)
+        peak = self.peak_bytes = self._gauge.peak_bytes()
+        affordable = self._affordable(rows, peak) if peak is not None and peak > 0 else None
+        self._remember(key, self._known.get(key, self._unknown).after_success(rows, affordable, self._most))
         return result
 
     def failed(self, key: Hashable, rows: int) -> None:
         """A call of this many rows ran out of memory."""
-        half = max(1, rows // 2)
-        self._remember(key, half, half)
+        self._remember(key, self._known.get(key, self._unknown).after_failure(rows))
 
-    def _remember(self, key: Hashable, proven: int, ceiling: int) -> None:
+    def forget(self, key: Hashable) -> None:
+        """Begin anew with a key that now means something else."""
         self._known.pop(key, None)
-        self._known[key] = (proven, ceiling)
+
+    def _affordable(self, rows: int, peak_bytes: int) -> int:
+        return int(_SHARE * self._gauge.free_bytes() / peak_bytes * rows)
+
+    def _remember(self, key: Hashable, width: _Width) -> None:
+        self._known.pop(key, None)
+        self._known[key] = width
         while len(self._known) > _KEYS:
             self._known.popitem(last=False)

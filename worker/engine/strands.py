@@ -15,13 +15,16 @@ from typing import Any, Protocol, TypeVar
 import greenlet
 import torch
 
+from service.contract.costs import CallLabel
+
 T = TypeVar("T")
 
 
 class SharedWork(Protocol):
     """Something that can be done for several strands at once.
 
-    `key` is equal where works may be done together; `rows` is how much of a call's width this one takes.
+    `key` is equal where works may be done together; `rows` is how much of a call's width this one takes; by its `label`
+    its cost is kept beyond this process, None = it is not.
     """
 
     @property
@@ -29,6 +32,9 @@ class SharedWork(Protocol):
 
     @property
     def rows(self) -> int: ...
+
+    @property
+    def label(self) -> CallLabel | None: ...
 
     def alone(self) -> Any:
         """Do it for this strand only: exactly what the strand would have done itself."""

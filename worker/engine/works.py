@@ -8,6 +8,7 @@ import torch
 
 from service.contract.generation import GenerationSpec
 from worker.engine.keys import Alone
+from worker.engine.labels import decode_label, prompts_label
 from worker.pipelines import stages
 from worker.pipelines.loading import LoadedModel
 from worker.pipelines.stages import Embeddings
@@ -24,7 +25,9 @@ class PromptWork:
     def __init__(self, model: LoadedModel, spec: GenerationSpec, *, alone: bool) -> None:
         """`alone`: share the text encoders with no other request."""
         self._model, self.spec = model, spec
-        alike = (id(model.pipeline), "prompts", stages.is_guided(model, spec), bool(spec.negative_prompt))
+        guided = stages.is_guided(model, spec)
+        self.label = prompts_label(model, prompts=1 + guided)
+        alike = (id(model.pipeline), "prompts", guided, bool(spec.negative_prompt))
         self.key: Hashable = Alone(alike) if alone else alike
 
     def alone(self) -> Embeddings:
@@ -39,11 +42,14 @@ class PromptWork:
 class LatentsWork:
     """The latents of one image, (1, 4, height / f, width / f), to be decoded."""
 
-    def __init__(self, model: LoadedModel, latents: torch.Tensor, *, in_float32: bool, alone: bool) -> None:
+    def __init__(
+        self, model: LoadedModel, spec: GenerationSpec, latents: torch.Tensor, *, in_float32: bool, alone: bool
+    ) -> None:
         """`in_float32`: whatever format the model is kept in. `alone`: decode nothing else in the same call."""
         self._model, self.latents, self._in_float32 = model, latents, in_float32
         # A decoder's memory grows with the picture as no other's: a large one counts as many rows.
         self.rows = max(1, 16 * latents.shape[-2] * latents.shape[-1] // LATENTS_OF_512_PX)
+        self.label = decode_label(model, spec, rows_each=self.rows, in_float32=in_float32)
         alike = (id(model.pipeline), "latents", in_float32, tuple(latents.shape[1:]), latents.dtype)
         self.key: Hashable = Alone(alike) if alone else alike
 

@@ -111,6 +111,12 @@ def encode_prompts(model: LoadedModel, specs: Sequence[GenerationSpec]) -> list[
     ]
 
 
+def count_tokens(embeddings: Embeddings) -> int:
+    """Return how many tokens a denoised row attends to."""
+    rows = embeddings.get("prompt_embeds")
+    return 0 if rows is None else rows.shape[1]
+
+
 def denoise(
     pipeline: Pipeline,
     embeddings: Embeddings,
