@@ -141,8 +141,8 @@ def bell_arguments(description: str = "again") -> list[Argument]:
 
 
 def claim_arguments(models: Collection[str], warm: Collection[str]) -> list[Argument]:
-    """Return the models part of `claim`'s ARGV."""
-    return [len(models), *models, *warm]
+    """Return the bell and the models of `claim`'s ARGV."""
+    return [*bell_arguments(), len(models), *models, *warm]
 
 
 def submit_arguments(

@@ -49,6 +49,8 @@ KEYS: MappingProxyType[str, str] = MappingProxyType(
         "agents": "dr:agents",
         # string, JSON: what an agent holds
         "agent": "dr:agent:%s",
+        # set of agents that hold a model in memory; those that live have an `agent`
+        "warm": "dr:warm:%s",
         # hash model → card, JSON
         "models": "dr:models",
         # string: the key of the MAC in ids

@@ -60,7 +60,8 @@ class JobStore:
         """Return the job that this execution now holds, or None where nothing fits now.
 
         `models`: those that can be drawn with (none = any); a job of another model is left to other agents. `warm`:
-        those of them in memory (none = all alike); a cold one is passed over a bounded number of times.
+        those of them in memory (none = all alike); a cold one is passed over a bounded number of times, while something
+        warm waits or another agent has it warm.
         """
         models_part = commands.claim_arguments(models, warm)
         arguments = [pool, execution_id, agent_id, LEASE_MS, "1" if idle else "0", *models_part]
@@ -123,6 +124,8 @@ class JobStore:
         pipe.zadd(key("agents"), {record.agent_id: now_ms + ttl_ms})
         for card in cards:
             pipe.hset(key("models"), card.id, card.model_dump_json())
+            note = pipe.sadd if card.id in record.warm else pipe.srem
+            note(key("warm", card.id), record.agent_id)
         pipe.execute()
 
     def withdraw(self, agent_id: str) -> None:
@@ -145,4 +148,5 @@ class JobStore:
 
     def remove_model(self, model_id: str) -> bool:
         """Take a model off the list that gateways offer."""
+        self._redis.delete(key("warm", model_id))
         return self._redis.hdel(key("models"), model_id) == 1

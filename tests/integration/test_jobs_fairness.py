@@ -9,15 +9,24 @@ import pytest
 import redis
 
 from service.contract.job import Status
+from service.contract.worker import WorkerRecord
 from service.jobs.commands import Outcome
 from service.jobs.keys import key
 from service.jobs.store import JobStore
+from tests.gateway import SHAPES
 from tests.jobs import claim_all, submit
 
 
 @pytest.fixture
 def store(redis_client: redis.Redis) -> JobStore:
     return JobStore(redis_client, clock=lambda: 1_800_000_000_000)
+
+
+def announce_warm(store: JobStore, agent_id: str, model: str) -> None:
+    """Let an agent live, with one of its two models in memory."""
+    models = {"cold", "other"}
+    record = WorkerRecord(agent_id=agent_id, pool="default", warm=(model,), cold=tuple(models - {model}))
+    store.announce(record, [SHAPES.model_copy(update={"id": each}) for each in models], ttl_ms=60_000)
 
 
 def test_a_tenant_with_a_thousand_jobs_delays_another_by_one(store: JobStore) -> None:
@@ -118,3 +127,32 @@ def test_a_cold_model_is_drawn_where_nothing_warm_waits(store: JobStore) -> None
     job = store.claim("default", "e", "agent", models=["cold", "warm"], warm=["warm"])
     assert job is not None
     assert job.id == "gen_cold"
+
+
+def test_a_job_is_left_to_an_agent_that_has_its_model_warm_but_not_for_good(
+    store: JobStore, redis_client: redis.Redis
+) -> None:
+    announce_warm(store, "hot", "cold")
+    submit(store, "gen_cold", model="cold")
+    bells = redis_client.llen(key("rq_queue", "default"))
+    for number in range(8):
+        assert store.claim("default", f"e{number}", "agent", models=["cold", "warm"], warm=["warm"]) is None
+    # The other agent hears of it each time.
+    assert redis_client.llen(key("rq_queue", "default")) == bells + 8
+    taken = store.claim("default", "e", "agent", models=["cold", "warm"], warm=["warm"])
+    assert taken is not None
+
+
+def test_the_agent_that_has_it_warm_takes_it_at_once(store: JobStore) -> None:
+    announce_warm(store, "hot", "cold")
+    submit(store, "gen_cold", model="cold")
+    assert store.claim("default", "e", "hot", models=["cold"], warm=["cold"]) is not None
+
+
+def test_a_job_is_not_left_to_an_agent_that_is_gone_or_has_evicted_the_model(store: JobStore) -> None:
+    announce_warm(store, "hot", "cold")
+    store.withdraw("hot")
+    announce_warm(store, "cooled", "cold")
+    announce_warm(store, "cooled", "other")
+    submit(store, "gen_cold", model="cold")
+    assert store.claim("default", "e", "agent", models=["cold", "warm"], warm=["warm"]) is not None

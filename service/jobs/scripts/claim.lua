@@ -1,12 +1,13 @@
 -- Gives one job to an execution. The same execution id gets the same job again, so a lost reply costs nothing.
--- ARGV: now, pool, execution id, agent id, lease (ms), '1' if the engine is empty, number of models that can be drawn
---       with here, these models … (none = any), those of them that are warm … (none = all alike)
+-- ARGV: now, pool, execution id, agent id, lease (ms), '1' if the engine is empty, bell (see take_bell), number of
+--       models that can be drawn with here, these models … (none = any), those of them that are warm … (none = all alike)
 -- Returns {'claimed', field, value, …}, {'empty'}, or {'alone'}: a suspect has waited long enough and needs an
 -- empty engine.
 local now = clock(ARGV[1])
 local pool, execution, agent, lease, idle = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6] == '1'
 local drawable, warm = {}, {}
-for i = 8, #ARGV do (i <= 7 + tonumber(ARGV[7]) and drawable or warm)[ARGV[i]] = true end
+local counted = take_bell(7)
+for i = counted + 1, #ARGV do (i <= counted + tonumber(ARGV[counted]) and drawable or warm)[ARGV[i]] = true end
 
 local function answer(id)
   local reply = redis.call('HGETALL', k('job', id))
@@ -55,11 +56,26 @@ local function pass_over(id)
   if id then redis.call('HINCRBY', k('job', id), 'passed', 1) end
 end
 
+-- Whether another agent that lives holds the model in memory.
+local function warm_elsewhere(model)
+  for _, other in ipairs(redis.call('SRANDMEMBER', k('warm', model), LIMITS.window)) do
+    if redis.call('EXISTS', k('agent', other)) == 0 then
+      redis.call('SREM', k('warm', model), other)
+    elseif other ~= agent then
+      return true
+    end
+  end
+  return false
+end
+
+-- Whether a job was left to an agent that has its model warm.
+local left = false
+
 -- First come among what can be drawn here; other models are for agents that have them. A warm model goes before a cold
--- one, and a suspect waits for an empty engine; both are passed over a bounded number of times. Returns the job, or nil
--- and whether a suspect's turn has come.
+-- one, also where another agent has it warm, and a suspect waits for an empty engine; both are passed over a bounded
+-- number of times. Returns the job, or nil and whether a suspect's turn has come.
 local function pick(priority, tenant)
-  local suspect, cold
+  local suspect, cold, model
   for _, id in ipairs(redis.call('ZRANGE', k('queue', pool, priority, tenant), 0, LIMITS.window - 1)) do
     local seen = redis.call('HMGET', k('job', id), 'status', 'model', 'suspect', 'passed')
     local waited = number(seen[4]) >= LIMITS.turns_passed
@@ -74,11 +90,18 @@ local function pick(priority, tenant)
         pass_over(cold)
         return id
       else
+        model = model or seen[2]
         cold = cold or id
       end
     end
   end
   pass_over(suspect)
+  -- Its turn has not come: the loop has taken one that waited.
+  if cold and warm_elsewhere(model) then
+    pass_over(cold)
+    left = true
+    return nil, false
+  end
   return cold, false
 end
 
@@ -143,7 +166,11 @@ end
 
 while true do
   local priority = class()
-  if not priority then return { 'empty' } end
+  if not priority then
+    -- The agent that has it may have answered its bell already.
+    if left then ring(pool) end
+    return { 'empty' }
+  end
   local tenant, vtime, weight, id = choose(priority)
   if not tenant then
     barren[priority] = true
