@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -72,10 +71,9 @@ def test_an_evicted_model_leaves_nothing_behind() -> None:
     seen: list[weakref.ref[torch.nn.Module]] = []
     house.ask("one", "a", lambda model: seen.append(weakref.ref(model.pipeline.unet)))
     house.run_until_ended("one")
-    house.ask("two", "b", weight_of)
+    house.ask("two", "b", lambda _: seen[0]())
     house.run_until_ended("two")
-    gc.collect()
-    assert seen[0]() is None
+    assert house.ends["two"] is None, "gone before the other was drawn with"
 
 
 def test_one_in_use_is_let_out_first_and_who_comes_meanwhile_waits_its_turn() -> None:
