@@ -23,6 +23,7 @@ from training import drawings, run
 from training.captions import BACKGROUNDS, PLAIN
 from training.drawings import STYLES, Drawings
 from training.pictures import to_tensor
+from training.prerequisites import NotReady
 from training.run import Modules, Recipe, Step
 from training.subjects import SUBJECTS
 
@@ -89,11 +90,11 @@ def load(work: Path) -> SubjectClassifier:
     """Return the trained classifier.
 
     Raises:
-        ValueError: it was trained for another list of subjects.
+        NotReady: it was trained for another list of subjects.
     """
     folder = work / "classifier" / "weights"
     if json.loads((folder / "config.json").read_text("utf-8")) != _CONFIG:
-        raise ValueError(f"{folder} names other subjects than subjects.txt. Train the classifier again.")
+        raise NotReady(f"{folder} names other subjects than subjects.txt. Train the classifier again.")
     classifier = SubjectClassifier()
     classifier.load_state_dict(load_file(folder / "classifier.safetensors"))
     return classifier.eval()

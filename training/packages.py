@@ -14,6 +14,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.prerequisites import NotReady
+
 
 @dataclass(frozen=True, slots=True)
 class Package:
@@ -66,7 +68,7 @@ CLIP_VOCABULARY = Package(
 PACKAGES = (NOTO, FLUENT_FLAT, FLUENT_HIGH_CONTRAST, FLUENT_3D, NAMES, CLIP_VOCABULARY)
 
 
-class PackageError(Exception):
+class PackageError(NotReady):
     """A package could not be fetched, or is not the one that was pinned."""
 
 
