@@ -7,9 +7,10 @@ each, 64 px at most, no download.
 from __future__ import annotations
 
 import atexit
+import string
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,14 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    LatentConsistencyModelPipeline,
     LCMScheduler,
     PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
@@ -36,6 +43,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
 
 import worker
@@ -110,13 +120,12 @@ def _vae(**options: Any) -> AutoencoderKL:
     blocks = (8, 8, 16, 16)
     vae = AutoencoderKL(
         block_out_channels=blocks,
-        latent_channels=4,
         norm_num_groups=4,
         layers_per_block=1,
         down_block_types=("DownEncoderBlock2D",) * len(blocks),
         up_block_types=("UpDecoderBlock2D",) * len(blocks),
         sample_size=64,
-        **{"scaling_factor": 0.18215} | options,
+        **{"latent_channels": 4, "scaling_factor": 0.18215} | options,
     )
     # Untrained, its pictures are nearly grey: few of the 256 levels would be told apart.
     vae.decoder.conv_out.weight.data.mul_(2.0)
@@ -237,6 +246,96 @@ def _sdxl_inpaint() -> StableDiffusionXLInpaintPipeline:
     return StableDiffusionXLInpaintPipeline(**_sdxl_parts(in_channels=9), add_watermarker=False)
 
 
+def _lcm() -> LatentConsistencyModelPipeline:
+    """The same with the pipeline of its own."""
+    return LatentConsistencyModelPipeline(**_sd15_lcm().components, requires_safety_checker=False)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """Return a tokenizer of T5's kind that takes letters one by one."""
+    letters = string.ascii_lowercase + string.digits + ".,!?-"
+    marks = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    vocabulary = [*marks, *((c, -3.0) for c in letters), *((f"▁{c}", -2.5) for c in letters)]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
+
+
+def t5_encoder() -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=128,
+        d_model=32,
+        d_kv=8,
+        d_ff=37,
+        num_layers=1,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    return T5EncoderModel(config).eval()
+
+
+def _sixteen_channels(**options: Any) -> AutoencoderKL:
+    return _vae(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, **options)
+
+
+def _visible(transformer: Any) -> Any:
+    """Untrained, a transformer's answer hardly depends on what it is asked: let its last layers speak up."""
+    for name, weights in transformer.named_parameters():
+        if weights.dim() > 1 and "norm" in name:
+            weights.data.mul_(4.0)
+    return transformer.eval()
+
+
+def _sd3(*, t5: bool = True) -> StableDiffusion3Pipeline:
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
+        pos_embed_max_size=16,
+    )
+    return StableDiffusion3Pipeline(
+        transformer=_visible(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_sixteen_channels(scaling_factor=1.5305, shift_factor=0.0609),
+        text_encoder=_text_encoder(width=16, projected=True),
+        tokenizer=_tokenizer(),
+        text_encoder_2=_text_encoder(width=16, projected=True, activation="gelu"),
+        tokenizer_2=_tokenizer(pad="!"),
+        text_encoder_3=t5_encoder() if t5 else None,
+        tokenizer_3=t5_tokenizer() if t5 else None,
+    )
+
+
+def _flux(*, guided: bool = True) -> FluxPipeline:
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        guidance_embeds=guided,
+        axes_dims_rope=(4, 4, 8),
+    )
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0 if guided else 1.0, use_dynamic_shifting=guided),
+        vae=_sixteen_channels(scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=_text_encoder(),
+        tokenizer=_tokenizer(),
+        text_encoder_2=t5_encoder(),
+        tokenizer_2=t5_tokenizer(),
+        transformer=_visible(transformer),
+    )
+
+
 BUILDERS: dict[str, Callable[[], Any]] = {
     "sd15": _sd15,
     "sd15_checked": _sd15_checked,
@@ -246,4 +345,9 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "sdxl_refiner": _sdxl_refiner,
     "sd_inpaint": _sd_inpaint,
     "sdxl_inpaint": _sdxl_inpaint,
+    "lcm": _lcm,
+    "sd3": _sd3,
+    "sd3_without_t5": partial(_sd3, t5=False),
+    "flux": _flux,
+    "flux_schnell": partial(_flux, guided=False),
 }

@@ -1,20 +1,14 @@
 """`python -m training STAGE`: one command a stage, in the order of `--help`. What a stage makes, the next one reads.
 
-Every stage shows its progress, may be stopped by Ctrl-C, and goes on when it is started again. One that cannot begin
-says in one line what is missing, and exits with 1.
+Every stage shows its progress, may be stopped by Ctrl-C, and goes on when it is started again.
 """
 
 import dataclasses
 import importlib
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-
-from training import prerequisites
-from training.prerequisites import WORK, NotReady
 
 app = typer.Typer(
     add_completion=False,
@@ -29,11 +23,12 @@ Rate = Annotated[float | None, typer.Option(min=0, help="Peak learning rate, if 
 Start = Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="Weights to go on from.")]
 Base = Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="The pipeline, if not the trained one.")]
 
+_WORK = Path(".training")
+
 
 @app.command()
-def data(work: Work = WORK) -> None:
+def data(work: Work = _WORK) -> None:
     """Fetch the packages and render the drawings. 20 s."""
-    prerequisites.check_module("resvg_py")  # before anything is fetched
     from training import drawings  # noqa: PLC0415
 
     rendered = drawings.render(work)
@@ -41,43 +36,43 @@ def data(work: Work = WORK) -> None:
 
 
 @app.command()
-def autoencoder(work: Work = WORK, steps: Steps = None, learning_rate: Rate = None, start: Start = None) -> None:
+def autoencoder(work: Work = _WORK, steps: Steps = None, learning_rate: Rate = None, start: Start = None) -> None:
     """Pictures to latents and back. 10 min."""
     _train("autoencoder", work, steps, learning_rate, start=start)
 
 
 @app.command()
-def text_encoder(work: Work = WORK, steps: Steps = None, learning_rate: Rate = None) -> None:
+def text_encoder(work: Work = _WORK, steps: Steps = None, learning_rate: Rate = None) -> None:
     """From captions to meaning, before there is a denoiser. 5 min."""
     _train("text_encoder", work, steps, learning_rate)
 
 
 @app.command()
-def denoiser(work: Work = WORK, steps: Steps = None, learning_rate: Rate = None, start: Start = None) -> None:
+def denoiser(work: Work = _WORK, steps: Steps = None, learning_rate: Rate = None, start: Start = None) -> None:
     """Denoise latents by captions: the model proper. 90 min."""
     _train("denoiser", work, steps, learning_rate, start=start)
 
 
 @app.command()
-def lora(work: Work = WORK, steps: Steps = None, learning_rate: Rate = None, base: Base = None) -> None:
+def lora(work: Work = _WORK, steps: Steps = None, learning_rate: Rate = None, base: Base = None) -> None:
     """A fourth drawing style, as a LoRA."""
     _train("lora", work, steps, learning_rate, base=base)
 
 
 @app.command()
-def controlnet(work: Work = WORK, steps: Steps = None, learning_rate: Rate = None, base: Base = None) -> None:
+def controlnet(work: Work = _WORK, steps: Steps = None, learning_rate: Rate = None, base: Base = None) -> None:
     """Draw along given edges, as a ControlNet."""
     _train("controlnet", work, steps, learning_rate, base=base)
 
 
 @app.command()
-def textual_inversion(work: Work = WORK, steps: Steps = None, learning_rate: Rate = None, base: Base = None) -> None:
+def textual_inversion(work: Work = _WORK, steps: Steps = None, learning_rate: Rate = None, base: Base = None) -> None:
     """A new word, as a textual inversion."""
     _train("textual_inversion", work, steps, learning_rate, base=base)
 
 
 @app.command()
-def classifier(work: Work = WORK, steps: Steps = None, learning_rate: Rate = None) -> None:
+def classifier(work: Work = _WORK, steps: Steps = None, learning_rate: Rate = None) -> None:
     """Name the subject of a picture: the evaluation's ruler, no part of the model. 4 min."""
     _train("classifier", work, steps, learning_rate)
 
@@ -85,33 +80,30 @@ def classifier(work: Work = WORK, steps: Steps = None, learning_rate: Rate = Non
 @app.command()
 def evaluate(
     folder: Annotated[Path | None, typer.Argument(help="A pipeline, if not the trained one.")] = None,
-    work: Work = WORK,
+    work: Work = _WORK,
 ) -> None:
     """Draw, measure, and print the table of the model card. 6 min."""
-    prerequisites.check("evaluate", work, folder)
     from training import evaluate as evaluation  # noqa: PLC0415
 
     evaluation.evaluate(folder or work / "denoiser" / "pipeline", work, work / "evaluation")
 
 
 @app.command()
-def evaluate_extras(work: Work = WORK, base: Base = None) -> None:
+def evaluate_extras(work: Work = _WORK, base: Base = None) -> None:
     """Measure LoRA, ControlNet and textual inversion, each beside the model without it. 6 min."""
-    prerequisites.check("evaluate_extras", work, base)
-    trained = prerequisites.trained_extras(work)
     from training import measures_report  # noqa: PLC0415
+    from training.release import EXTRAS  # noqa: PLC0415
 
-    modules = [importlib.import_module(f"training.{stage}") for stage in trained]
-    for stage, module in zip(trained, modules, strict=True):
-        table = measures_report.markdown(module.evaluate(work, base), "")
-        (work / stage / "figures.md").write_text(table, "utf-8")
-        typer.echo(table)
+    for stage in EXTRAS:
+        if (work / stage / "weights").exists():
+            table = measures_report.markdown(importlib.import_module(f"training.{stage}").evaluate(work, base), "")
+            (work / stage / "figures.md").write_text(table, "utf-8")
+            typer.echo(table)
 
 
 @app.command()
-def release(work: Work = WORK, base: Base = None) -> None:
+def release(work: Work = _WORK, base: Base = None) -> None:
     """Write the weights, in float16, and the figures into the package."""
-    prerequisites.check("release", work, base)
     from training import release as publishing  # noqa: PLC0415
 
     for written in publishing.release(work, base=base):
@@ -120,25 +112,11 @@ def release(work: Work = WORK, base: Base = None) -> None:
 
 
 def _train(stage: str, work: Path, steps: int | None, learning_rate: float | None, **options: Path | None) -> None:
-    prerequisites.check(stage, work, next(iter(options.values()), None))
     module = importlib.import_module(f"training.{stage}")  # torch and diffusers take seconds: not for --help
     given = {"steps": steps, "learning_rate": learning_rate}
     recipe = dataclasses.replace(module.RECIPE, **{k: v for k, v in given.items() if v is not None})
     module.train(work, recipe, **options)
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a command; what the machine or an earlier stage left out ends it with a line, not with a traceback."""
-    try:
-        app(arguments)
-    except ModuleNotFoundError as err:
-        if err.name is None or err.name.startswith("training"):
-            raise
-        sys.exit(prerequisites.missing_module(err.name))
-    except (NotReady, OSError) as err:
-        sys.exit(str(err))
-    sys.exit(0)
-
-
 if __name__ == "__main__":
-    main()
+    app()

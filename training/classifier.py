@@ -23,7 +23,6 @@ from training import drawings, run
 from training.captions import BACKGROUNDS, PLAIN
 from training.drawings import STYLES, Drawings
 from training.pictures import to_tensor
-from training.prerequisites import NotReady
 from training.run import Modules, Recipe, Step
 from training.subjects import SUBJECTS
 
@@ -90,11 +89,11 @@ def load(work: Path) -> SubjectClassifier:
     """Return the trained classifier.
 
     Raises:
-        NotReady: it was trained for another list of subjects.
+        ValueError: it was trained for another list of subjects.
     """
     folder = work / "classifier" / "weights"
     if json.loads((folder / "config.json").read_text("utf-8")) != _CONFIG:
-        raise NotReady(f"{folder} names other subjects than subjects.txt. Train the classifier again.")
+        raise ValueError(f"{folder} names other subjects than subjects.txt. Train the classifier again.")
     classifier = SubjectClassifier()
     classifier.load_state_dict(load_file(folder / "classifier.safetensors"))
     return classifier.eval()

@@ -14,8 +14,6 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.prerequisites import NotReady
-
 
 @dataclass(frozen=True, slots=True)
 class Package:
@@ -68,7 +66,7 @@ CLIP_VOCABULARY = Package(
 PACKAGES = (NOTO, FLUENT_FLAT, FLUENT_HIGH_CONTRAST, FLUENT_3D, NAMES, CLIP_VOCABULARY)
 
 
-class PackageError(NotReady):
+class PackageError(Exception):
     """A package could not be fetched, or is not the one that was pinned."""
 
 

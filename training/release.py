@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_of
 
 from training.networks import load_pipeline
-from training.prerequisites import EXTRAS, NotReady
 
 #: Where the package keeps its models.
 MODELS = Path(__file__).resolve().parents[1] / "worker" / "models"
 BASE = "tiny-emoji"
+#: Stage -> folder of what it adds to the model.
+EXTRAS = {"lora": "tiny-emoji-ink", "controlnet": "tiny-emoji-edges", "textual_inversion": "tiny-emoji-turquoise"}
 #: Folder that a part was read from, how, and how its last text was padded.
 _OF_THE_MACHINE = frozenset(
     {
@@ -28,8 +29,8 @@ _OF_THE_MACHINE = frozenset(
 _FIGURES = re.compile(r"(<!-- figures[^>]*-->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
-class NothingToRelease(NotReady):
-    """What is to be released is not there, or has no place to go."""
+class NothingToRelease(Exception):
+    """What is to be released was not trained yet."""
 
 
 def release(work: Path, models: Path = MODELS, base: Path | None = None) -> list[Path]:

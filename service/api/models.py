@@ -89,6 +89,7 @@ class SchedulerResource(_Resource):
     diffusers_class: str
     config: Annotated[dict[str, Any], Field(description="Settings laid over the model's own scheduler config.")]
     sigmas: Annotated[list[SigmaSpacing], Field(description="Accepted values of `sigmas`.")]
+    tasks: Annotated[list[Task], Field(description="What it can do, where the model does it too.")]
 
 
 class SchedulerList(_Resource):
@@ -110,6 +111,7 @@ _SCHEDULERS = SchedulerList(
             diffusers_class=spec.diffusers_class,
             config=spec.config,
             sigmas=list(spec.spacings),
+            tasks=list(spec.tasks),
         )
         for spec in SCHEDULERS.values()
     ]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, Str
 from service.contract.generation import Task
 
 DType = Literal["float32", "float16", "bfloat16"]
-Family = Literal["sd1", "sd2", "sdxl", "other"]
+Family = Literal["sd1", "sd2", "sdxl", "lcm", "sd3", "flux", "other"]
 #: `batched`: many requests share its calls. `whole`: it draws one request at a time, and shares nothing.
 Execution = Literal["batched", "whole"]
 #: What a request may say, and a model may have no use for.
@@ -98,3 +98,8 @@ class ModelCard(_Frozen):
     unused_fields: tuple[UnusedField, ...] = ()
     dtype: DType
     sha256: str
+
+    @property
+    def takes_negative_prompt(self) -> bool:
+        """Whether guidance above 1 is classifier-free: each picture takes a second row, for the negative prompt."""
+        return "negative_prompt" not in self.unused_fields

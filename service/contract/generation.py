@@ -52,7 +52,7 @@ class GenerationSpec(_Frozen):
     negative_prompt: str = ""
     width: int
     height: int
-    #: Denoising steps asked for; image-to-image runs `min(int(steps × strength), steps)` of them.
+    #: Denoising steps asked for; from a picture `service.contract.steps` of them run.
     steps: int
     guidance_scale: float
     guidance_rescale: float = 0.0

@@ -7,7 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from service.contract.generation import SigmaSpacing
+from service.contract.generation import SigmaSpacing, Task
+
+_ALL_TASKS: tuple[Task, ...] = ("text-to-image", "image-to-image", "inpaint")
 
 
 class SchedulerSpec(BaseModel):
@@ -24,6 +26,10 @@ class SchedulerSpec(BaseModel):
     config: dict[str, Any]
     #: Accepted values of `sigmas`.
     spacings: tuple[SigmaSpacing, ...] = ()
+    #: For models trained by flow matching (Lipman et al. 2022); the others are for those that learnt to remove noise.
+    flow: bool = False
+    #: Tasks that it can do; some cannot begin from a picture.
+    tasks: tuple[Task, ...] = _ALL_TASKS
 
 
 #: A scheduler built from a PNDM config would keep `clip_sample=True`, which clips latents and ruins pictures.
@@ -35,6 +41,26 @@ def _row(
     name: str, title: str, cls: str, config: dict[str, Any] | None = None, spacings: tuple[SigmaSpacing, ...] = ()
 ) -> tuple[str, SchedulerSpec]:
     return name, SchedulerSpec(name=name, title=title, diffusers_class=cls, config=config or {}, spacings=spacings)
+
+
+def _flow_row(
+    name: str,
+    title: str,
+    cls: str,
+    config: dict[str, Any] | None = None,
+    *,
+    spacings: tuple[SigmaSpacing, ...] = (),
+    tasks: tuple[Task, ...] = _ALL_TASKS,
+) -> tuple[str, SchedulerSpec]:
+    spec = SchedulerSpec(
+        name=name, title=title, diffusers_class=cls, config=config or {}, spacings=spacings, flow=True, tasks=tasks
+    )
+    return name, spec
+
+
+#: Solvers that learnt of flows later: they cannot mix a picture with noise, as every task but text-to-image asks for.
+_FLOW_SOLVER: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+_FROM_NOISE: tuple[Task, ...] = ("text-to-image",)
 
 
 #: Solvers name their `algorithm_type`, UniPC its last step: one taken over from a config for another solver fails,
@@ -66,6 +92,16 @@ SCHEDULERS: MappingProxyType[str, SchedulerSpec] = MappingProxyType(
             _row("sa_solver", "SA-Solver", "SASolverScheduler", {"algorithm_type": "data_prediction"}, _SIGMAS),
             _row("lcm", "LCM", "LCMScheduler", {"clip_sample": False}),
             _row("tcd", "TCD", "TCDScheduler", {"clip_sample": False}),
+            _flow_row("flow_euler", "Flow Euler", "FlowMatchEulerDiscreteScheduler", spacings=_SIGMAS),
+            _flow_row("flow_heun", "Flow Heun", "FlowMatchHeunDiscreteScheduler"),
+            _flow_row(
+                "flow_dpmpp_2m",
+                "Flow DPM++ 2M",
+                "DPMSolverMultistepScheduler",
+                {"algorithm_type": "dpmsolver++"} | _FLOW_SOLVER,
+                tasks=_FROM_NOISE,
+            ),
+            _flow_row("flow_unipc", "Flow UniPC", "UniPCMultistepScheduler", _FLOW_SOLVER, tasks=_FROM_NOISE),
         ]
     )
 )

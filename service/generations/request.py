@@ -78,7 +78,12 @@ class GenerationRequest(_Strict):
     ] = None
     steps: Annotated[int | None, Field(ge=1, le=1000, json_schema_extra=_unit("denoising steps"))] = None
     guidance_scale: Annotated[
-        float | None, Field(ge=0, le=100, description="Classifier-free guidance; at 1 and below it is off.")
+        float | None,
+        Field(
+            ge=0,
+            le=100,
+            description="Classifier-free guidance; at 1 and below it is off. Distilled models read it as a number.",
+        ),
     ] = None
     guidance_rescale: Annotated[
         float | None, Field(ge=0, le=1, description="φ of Lin et al. 2023, section 3.4. Default: 0.")
@@ -106,7 +111,11 @@ class GenerationRequest(_Strict):
     mask: Annotated[Asset | None, Field(description="For inpaint: white is drawn anew.")] = None
     strength: Annotated[
         float | None,
-        Field(gt=0, le=1, description="Denoising strength: min(int(steps × strength), steps) steps run."),
+        Field(
+            gt=0,
+            le=1,
+            description="Denoising strength: min(int(steps × strength), steps) steps run; SD 3 and FLUX round up.",
+        ),
     ] = None
     output: OutputRequest | None = None
     priority: Annotated[Priority | None, Field(description="Capped by the tenant's highest. Default: normal.")] = None

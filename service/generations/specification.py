@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from service.contract.catalog import ModelCard, UnusedField
 from service.contract.errors import FieldError, InvalidRequest, Unavailable
 from service.contract.generation import SEED_MAX, GenerationSpec, Output, Task
 from service.contract.schedulers import ALIASES, OWN_SCHEDULER, SCHEDULERS
+from service.contract.steps import steps_run
 from service.generations.field_errors import MAX_ERRORS, field_errors, nearest
 from service.generations.request import GenerationRequest
 
@@ -76,11 +76,6 @@ def draft(
     return Draft(card, request, spec, cost=_cost(spec, card))
 
 
-def steps_run(steps: int, strength: float | None) -> int:
-    """Return how many denoising steps really run, exactly as diffusers counts them."""
-    return steps if strength is None else min(int(steps * strength), steps)
-
-
 def _typed(body: Mapping[str, Any], findings: _Findings) -> GenerationRequest:
     """Return the request; of a wrong one, what is right of it, so that all errors are found at once."""
     try:
@@ -119,7 +114,7 @@ def _specification(
     if num_images > card.limits.max_images:
         findings.add("/num_images", f"must be at most {card.limits.max_images} images for the model {card.id}")
     _check_unused(request, card, findings)
-    scheduler = _scheduler(request, card, findings)
+    scheduler = _scheduler(request, card, task, findings)
     return GenerationSpec(
         task=task,
         model=card.id,
@@ -174,8 +169,8 @@ def _strength(request: GenerationRequest, card: ModelCard, task: Task, steps: in
             findings.add("/strength", "has no place in text-to-image: there is no picture to keep anything of")
         return None
     strength = card.strength if request.strength is None else request.strength
-    if steps_run(steps, strength) < 1:
-        least = math.ceil(1000 / steps) / 1000
+    if steps_run(card.family, steps=steps, strength=strength) < 1:
+        least = next(n for n in range(1, 1001) if steps_run(card.family, steps=steps, strength=n / 1000) >= 1) / 1000
         findings.add("/strength", f"must be at least {least:g} for {steps} steps: at least one has to run")
     return strength
 
@@ -203,7 +198,7 @@ def _check_unused(request: GenerationRequest, card: ModelCard, findings: _Findin
             findings.add(f"/{name}", f"does nothing with the model {card.id}; leave it out")
 
 
-def _scheduler(request: GenerationRequest, card: ModelCard, findings: _Findings) -> str:
+def _scheduler(request: GenerationRequest, card: ModelCard, task: Task, findings: _Findings) -> str:
     asked = request.scheduler
     name = card.scheduler if asked is None else ALIASES.get(asked, asked)
     if name == OWN_SCHEDULER and name in card.schedulers:
@@ -215,6 +210,8 @@ def _scheduler(request: GenerationRequest, card: ModelCard, findings: _Findings)
         findings.add("/scheduler", f"is not a scheduler{hint or '; GET /v1/schedulers lists them'}")
     elif name not in card.schedulers and name != card.scheduler:
         findings.add("/scheduler", f"is not offered by the model {card.id}: {', '.join(card.schedulers)}")
+    elif task not in SCHEDULERS[name].tasks:
+        findings.add("/scheduler", f"does {', '.join(SCHEDULERS[name].tasks)} only; take another for {task}")
     elif (
         request.sigmas is not None
         and request.sigmas not in SCHEDULERS[name].spacings
@@ -237,6 +234,6 @@ def _output(request: GenerationRequest, findings: _Findings) -> Output:
 
 
 def _cost(spec: GenerationSpec, card: ModelCard) -> float:
-    rows = spec.num_images * (2 if spec.guidance_scale > 1 else 1)
+    rows = spec.num_images * (2 if spec.guidance_scale > 1 and card.takes_negative_prompt else 1)
     area = (spec.width * spec.height) / (card.width * card.height)
-    return rows * steps_run(spec.steps, spec.strength) * area
+    return rows * steps_run(card.family, steps=spec.steps, strength=spec.strength) * area

@@ -53,7 +53,7 @@ class EngineSide:
         pipeline = tasks.task_pipeline(self.model, spec, seed=case.seed)
         image = case.input_picture() if case.task != "text-to-image" else None
         mask = case.input_mask() if case.task == "inpaint" else None
-        return stages.denoise(
+        latents = stages.denoise(
             pipeline,
             stages.encode_prompts(self.model, [spec])[0],
             tasks.call_arguments(self.model, spec, image, mask),
@@ -61,6 +61,7 @@ class EngineSide:
             call=lambda denoiser, *args, **kwargs: denoiser(*args, **kwargs),
             on_step=lambda _: None,
         )
+        return stages.unpacked(self.model, latents, spec)
 
 
 def steps_of(messages: Sequence[FromEngine]) -> list[StepDone]:

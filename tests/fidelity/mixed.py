@@ -171,7 +171,9 @@ def watching(
             if poisoned > after:
                 raise ValueError("poisoned")
 
-    handle = side.model.pipeline.unet.register_forward_pre_hook(before, with_kwargs=True)
+    pipeline = side.model.pipeline
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    handle = denoiser.register_forward_pre_hook(before, with_kwargs=True)
     try:
         yield watch
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from diffusers import (
     DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
     KDPM2AncestralDiscreteScheduler,
     KDPM2DiscreteScheduler,
@@ -59,6 +62,16 @@ SAMPLERS: dict[str, Callable[[Any, int, dict[str, bool]], Any]] = {
     "tcd": lambda c, _, __: TCDScheduler.from_config(c, clip_sample=False),
 }
 
+_FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+#: The same for models trained by flow matching.
+FLOW_SAMPLERS: dict[str, Callable[[Any, int, dict[str, bool]], Any]] = {
+    "flow_euler": lambda c, _, sigmas: FlowMatchEulerDiscreteScheduler.from_config(c, **sigmas),
+    "flow_heun": lambda c, _, __: FlowMatchHeunDiscreteScheduler.from_config(c),
+    "flow_dpmpp_2m": lambda c, _, __: DPMSolverMultistepScheduler.from_config(c, flow_shift=c["shift"], **_FLOW),
+    "flow_unipc": lambda c, _, __: UniPCMultistepScheduler.from_config(c, flow_shift=c["shift"], **_FLOW),
+}
+
 #: Samplers whose noise levels can be spaced otherwise.
 SPACED = (
     "lms",
@@ -75,14 +88,11 @@ SPACED = (
     "sa_solver",
 )
 
-_CLASSES = {
-    (False, "text-to-image"): diffusers.StableDiffusionPipeline,
-    (False, "image-to-image"): diffusers.StableDiffusionImg2ImgPipeline,
-    (False, "inpaint"): diffusers.StableDiffusionInpaintPipeline,
-    (True, "text-to-image"): diffusers.StableDiffusionXLPipeline,
-    (True, "image-to-image"): diffusers.StableDiffusionXLImg2ImgPipeline,
-    (True, "inpaint"): diffusers.StableDiffusionXLInpaintPipeline,
-}
+#: Families by the beginning of the class names of their pipelines, the longest first.
+_SD, _LCM, _XL = "StableDiffusion", "LatentConsistencyModel", "StableDiffusionXL"
+_SD3, _FLUX = "StableDiffusion3", "Flux"
+_KINDS = (_XL, _SD3, _SD, _LCM, _FLUX)
+_TASKS = {"text-to-image": "", "image-to-image": "Img2Img", "inpaint": "Inpaint"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +110,8 @@ class Reference:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._xl = (folder / "text_encoder_2").is_dir()
+        class_name = json.loads((folder / "model_index.json").read_text())["_class_name"]
+        self._kind = next(kind for kind in _KINDS if class_name.startswith(kind))
         self._pipelines: dict[str, Any] = {}
         self._own: dict[str, Any] = {}
 
@@ -112,7 +123,11 @@ class Reference:
             return {}
 
         (picture,) = self._call([case], callback_on_step_end=keep)
-        return Drawn(pixels=np.asarray(picture), latents=seen[-1], calls=len(seen))
+        latents = seen[-1]
+        if self._kind == _FLUX:
+            pipeline = self._pipelines[case.task]
+            latents = pipeline._unpack_latents(latents, case.height, case.width, pipeline.vae_scale_factor)
+        return Drawn(pixels=np.asarray(picture), latents=latents, calls=len(seen))
 
     def pictures(self, cases: Sequence[Case]) -> torch.Tensor:
         """Return the pictures of one call, (n, 3, height, width) in [0, 1] before they are rounded to pixels.
@@ -128,7 +143,7 @@ class Reference:
         first = cases[0]
         pipeline = self._pipeline(first.task)
         pipeline.scheduler = self._scheduler(first)
-        if first.negative_prompt:
+        if first.negative_prompt and self._kind not in (_LCM, _FLUX):
             options["negative_prompt"] = each([case.negative_prompt for case in cases])
         if first.guidance_rescale:
             options["guidance_rescale"] = first.guidance_rescale
@@ -136,21 +151,27 @@ class Reference:
             options |= {"image": each([case.input_picture() for case in cases]), "strength": first.strength}
         if first.task == "inpaint":
             options["mask_image"] = each([case.input_mask() for case in cases])
-        if first.task != "image-to-image":
+        if first.task != "image-to-image" or self._kind in (_SD3, _FLUX):
             options |= {"width": first.width, "height": first.height}
+        if self._kind in (_SD, _XL):
+            options["eta"] = first.eta
+        if self._kind == _FLUX and not pipeline.transformer.config.guidance_embeds:
+            options["max_sequence_length"] = 256  # as the card of schnell says
         return pipeline(
             prompt=each([case.prompt for case in cases]),
             num_inference_steps=first.steps,
             guidance_scale=first.guidance_scale,
-            eta=first.eta,
             generator=each([torch.Generator("cpu").manual_seed(case.seed) for case in cases]),
             **options,
         ).images
 
     def _pipeline(self, task: str) -> Any:
         if task not in self._pipelines:
-            options = {"add_watermarker": False} if self._xl else {}
-            pipeline = _CLASSES[self._xl, task].from_pretrained(self._folder, dtype=torch.float32, **options)
+            options: dict[str, Any] = {"add_watermarker": False} if self._kind == _XL else {}
+            if self._kind == _SD3 and not (self._folder / "text_encoder_3").is_dir():
+                options |= {"text_encoder_3": None, "tokenizer_3": None}
+            kind = getattr(diffusers, f"{self._kind}{_TASKS[task]}Pipeline")
+            pipeline = kind.from_pretrained(self._folder, dtype=torch.float32, **options)
             pipeline.set_progress_bar_config(disable=True)
             self._pipelines[task] = pipeline
             self._own[task] = pipeline.scheduler
@@ -160,7 +181,7 @@ class Reference:
         """Return a scheduler as a user swaps one in: from the config of the one that the pipeline came with."""
         sigmas = {f"use_{case.sigmas}_sigmas": True} if case.sigmas else {}
         own = self._own[case.task]
-        wanted = SAMPLERS[case.scheduler](own.config, case.seed, sigmas)
+        wanted = (SAMPLERS | FLOW_SAMPLERS)[case.scheduler](own.config, case.seed, sigmas)
         same_algorithm = wanted.config.get("algorithm_type") == own.config.get("algorithm_type")
         if type(wanted) is type(own) and same_algorithm and not sigmas and case.scheduler != "dpmpp_sde":
             # A model's own sampler stays as it was loaded.

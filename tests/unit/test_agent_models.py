@@ -63,4 +63,3 @@ def test_models_are_settled_when_each_is_known_to_be_of_use_or_of_none() -> None
     assert models.settled
     assert models.failures == {"b": "no"}
     assert [known.id for known in models.cards] == ["a"]
-    assert after(cold("a"), loading("a"), failed("a")).failures == {}

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from service.contract.errors import FieldError, InvalidRequest, Unavailable
 from service.contract.generation import SEED_MAX
 from service.contract.schedulers import OWN_SCHEDULER, SCHEDULERS
+from service.contract.steps import steps_run
 from service.generations.pictures import PictureLimits, PictureRefused, read_picture
 from service.generations.request import GenerationRequest
-from service.generations.specification import Draft, draft, steps_run
+from service.generations.specification import Draft, draft
 from tests.gateway import EMOJI, SHAPES, picture
 
 LIMITS = PictureLimits(max_bytes=100_000, max_side_px=512, max_pixels=200 * 200)
@@ -56,15 +57,20 @@ def test_a_drawn_seed_leaves_room_for_every_image() -> None:
 @given(st.integers(1, 1000), st.floats(0, 1, exclude_min=True))
 def test_steps_run_are_counted_as_diffusers_does(steps: int, strength: float) -> None:
     # diffusers 0.42: StableDiffusionImg2ImgPipeline.get_timesteps
-    assert steps_run(steps, strength) == min(int(steps * strength), steps)
-    assert steps_run(steps, None) == steps
+    assert steps_run("sd1", steps=steps, strength=strength) == min(int(steps * strength), steps)
+    # StableDiffusion3Img2ImgPipeline.get_timesteps, FluxImg2ImgPipeline.get_timesteps
+    left_out = int(max(steps - min(steps * strength, steps), 0))
+    assert steps_run("sd3", steps=steps, strength=strength) == steps_run("flux", steps=steps, strength=strength)
+    assert steps_run("flux", steps=steps, strength=strength) == steps - left_out
+    assert steps_run("lcm", steps=steps, strength=strength) == steps
+    assert steps_run("sd1", steps=steps, strength=None) == steps
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 30, 49, 50])
 def test_the_least_strength_that_a_message_names_is_taken(steps: int) -> None:
     told = errors(task="image-to-image", image=ASSET, steps=steps, strength=1e-6)["/strength"]
     least = float(told.split()[4])
-    assert steps_run(steps, least) >= 1
+    assert steps_run("sd1", steps=steps, strength=least) >= 1
 
 
 @pytest.mark.parametrize(
@@ -124,6 +130,30 @@ def test_cost_counts_rows_steps_and_area() -> None:
     assert drafted(guidance_scale=1).cost == 20
     assert drafted(guidance_scale=2, num_images=3, width=128).cost == 3 * 2 * 20 * 2
     assert drafted(task="image-to-image", image=ASSET, strength=0.5, guidance_scale=1).cost == 10
+
+
+def distilled(**fields: Any) -> Draft:
+    """Draft for a model that reads its guidance as a number, as FLUX.1 dev does."""
+    card = SHAPES.model_copy(update={"family": "flux", "unused_fields": ("negative_prompt",)})
+    return draft({"prompt": "x", **fields}, [card], draw_seed=lambda n: n - 1, retain_max_s=1000)
+
+
+def test_a_distilled_model_takes_one_row_whatever_its_guidance() -> None:
+    assert distilled(guidance_scale=5).cost == drafted(guidance_scale=5).cost / 2 == 20
+    with pytest.raises(InvalidRequest) as refused:
+        distilled(negative_prompt="blurred")
+    assert [each.pointer for each in refused.value.errors] == ["/negative_prompt"]
+
+
+def test_a_small_strength_of_flux_still_runs_a_step() -> None:
+    spec = distilled(task="image-to-image", image=ASSET, strength=0.01, steps=4)
+    assert (spec.spec.strength, spec.cost) == (0.01, 1)
+
+
+def test_a_sampler_that_begins_from_noise_only_is_refused_for_a_picture() -> None:
+    assert drafted(scheduler="flow_unipc").spec.scheduler == "flow_unipc"
+    told = errors(task="image-to-image", image=ASSET, scheduler="flow_unipc")
+    assert told == {"/scheduler": "does text-to-image only; take another for image-to-image"}
 
 
 def test_without_models_there_is_nothing_to_check_against() -> None:

@@ -48,7 +48,7 @@ def test_family_tasks_and_sampler_come_from_the_configs(
 ) -> None:
     abilities = read_capabilities(tiny_model(name))
     assert (abilities.family, abilities.tasks, abilities.scheduler) == (family, tasks, scheduler)
-    assert abilities.schedulers == tuple(SCHEDULERS)
+    assert abilities.schedulers == tuple(name for name, row in SCHEDULERS.items() if not row.flow)
     assert (abilities.native_width_px, abilities.native_height_px) == (64, 64)
     assert abilities.max_prompt_tokens == 75
     assert not abilities.safety_checker
@@ -95,13 +95,98 @@ def test_a_model_that_predicts_neither_noise_nor_velocity_is_offered_its_own_sam
 
 
 @pytest.mark.parametrize(
+    ("name", "family", "unused", "native_px", "tokens", "steps", "guidance_scale"),
+    [
+        ("sd3", "sd3", set(), 64, 255, 28, 7.0),
+        ("sd3_without_t5", "sd3", set(), 64, 75, 28, 7.0),
+        ("flux", "flux", {"negative_prompt"}, 1024, 511, 28, 3.5),
+        ("flux_schnell", "flux", {"negative_prompt", "guidance_scale"}, 1024, 255, 4, 0.0),
+    ],
+)
+def test_flow_matching_models_are_told_by_their_transformer_and_text_encoders(
+    name: str, family: str, unused: set[str], native_px: int, tokens: int, steps: int, guidance_scale: float
+) -> None:
+    abilities = read_capabilities(tiny_model(name))
+    assert (abilities.family, abilities.tasks) == (family, ALL)
+    assert set(abilities.unused_fields) == {"guidance_rescale", "eta"} | unused
+    assert (abilities.native_width_px, abilities.native_height_px) == (native_px, native_px)
+    assert (abilities.size_step_px, abilities.vae_scale_factor) == (16, 8)
+    assert (abilities.max_prompt_tokens, abilities.steps, abilities.guidance_scale) == (tokens, steps, guidance_scale)
+    assert abilities.scheduler == "flow_euler"
+    assert not {row.name for row in SCHEDULERS.values() if not row.flow} & set(abilities.schedulers)
+
+
+@pytest.mark.parametrize("kind", ["", "Img2Img"])
+def test_a_latent_consistency_folder_is_known_by_its_pipeline(tmp_path: Path, kind: str) -> None:
+    folder = shutil.copytree(tiny_model("lcm"), tmp_path / "model")
+    edit(folder / "model_index.json", _class_name=f"LatentConsistencyModel{kind}Pipeline")
+    abilities = read_capabilities(folder)
+    assert (abilities.family, abilities.schedulers) == ("lcm", ("lcm",))
+    assert set(abilities.unused_fields) == {"negative_prompt", "guidance_rescale", "eta"}
+    assert abilities.tasks == ("text-to-image", "image-to-image")
+    assert (abilities.steps, abilities.guidance_scale) == (4, 8.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "found"),
+    [
+        (
+            "sd3",
+            lambda f: edit(f / "transformer" / "config.json", in_channels=33),
+            "16 channels, and its denoiser takes 33",
+        ),
+        ("flux", lambda f: edit(f / "transformer" / "config.json", in_channels=384), "takes 96, not 16"),
+        ("flux", lambda f: edit(f / "vae" / "config.json", shift_factor=None), "shift_factor is missing"),
+        (
+            "sd3",
+            lambda f: edit(f / "model_index.json", text_encoder_3=["transformers", "UMT5EncoderModel"]),
+            "UMT5EncoderModel, not T5EncoderModel",
+        ),
+        ("flux", lambda f: edit(f / "model_index.json", text_encoder_2=[None, None]), "text_encoder_2 is missing"),
+        (
+            "flux",
+            lambda f: edit(f / "scheduler" / "scheduler_config.json", _class_name="EulerDiscreteScheduler"),
+            "EulerDiscreteScheduler. Supported are FlowMatchEulerDiscreteScheduler",
+        ),
+        (
+            "lcm",
+            lambda f: edit(f / "scheduler" / "scheduler_config.json", _class_name="DDIMScheduler"),
+            "DDIMScheduler. Supported are LCMScheduler",
+        ),
+    ],
+)
+def test_what_a_family_does_not_come_with_is_refused_by_name(
+    tmp_path: Path, name: str, change: Callable[[Path], Any], found: str
+) -> None:
+    folder = shutil.copytree(tiny_model(name), tmp_path / "model")
+    change(folder)
+    with pytest.raises(UnusableModel, match=found):
+        read_capabilities(folder)
+
+
+def test_limits_end_where_the_denoiser_has_no_positions() -> None:
+    abilities = read_capabilities(tiny_model("sd3"))
+    card = make_card(CatalogEntry(id="m", source="x"), abilities, dtype="float32", sha256="0" * 64)
+    assert card.limits == Limits(max_side_px=256)
+    narrower = CatalogEntry(id="m", source="x", limits=Limits(max_side_px=128))
+    assert make_card(narrower, abilities, dtype="float32", sha256="0" * 64).limits.max_side_px == 128
+
+
+@pytest.mark.parametrize(
     ("change", "found"),
     [
-        pytest.param(lambda f: edit(f / "model_index.json", _class_name="FluxPipeline"), "FluxPipeline", id="flux"),
+        pytest.param(
+            lambda f: edit(f / "model_index.json", _class_name="FluxFillPipeline"), "FluxFillPipeline", id="flux fill"
+        ),
         pytest.param(
             lambda f: edit(f / "model_index.json", _class_name="StableDiffusion3Pipeline"),
-            "StableDiffusion3Pipeline",
-            id="sd3",
+            "transformer is missing, not SD3Transformer2DModel",
+            id="sd3 by name alone",
+        ),
+        pytest.param(
+            lambda f: edit(f / "model_index.json", _class_name="LatentConsistencyModelPipeline"),
+            "time_cond_proj_dim None",
+            id="lcm by name alone",
         ),
         pytest.param(lambda f: edit(f / "model_index.json", _class_name=None), "None", id="no class"),
         pytest.param(lambda f: edit(f / "unet" / "config.json", in_channels=8), "8 channels", id="pix2pix"),

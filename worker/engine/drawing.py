@@ -119,6 +119,7 @@ class Drawing:
         return None if stages.is_flagged(self._model, picture) else pixels
 
     def _decode(self, latents: torch.Tensor, *, in_float32: bool = False) -> torch.Tensor:
+        latents = stages.unscaled(self._model, latents, self._spec.task, in_float32=in_float32)
         return share(LatentsWork(self._model, self._spec, latents, in_float32=in_float32, alone=self._alone))
 
     def _denoise(self, index: int, embeddings: Embeddings, *, encode_in_float32: bool = False) -> torch.Tensor:
@@ -135,7 +136,7 @@ class Drawing:
             return share(DenoiserCall(denoiser, args, kwargs, alone=self._alone, label=label))
 
         try:
-            return stages.denoise(
+            latents = stages.denoise(
                 pipeline,
                 embeddings,
                 tasks.call_arguments(self._model, self._spec, self._image, self._mask),
@@ -146,6 +147,7 @@ class Drawing:
             )
         finally:
             stages.restore_dtype(self._model)
+        return stages.unpacked(self._model, latents, self._spec)
 
     def _with_room(self, work: Callable[[], T]) -> T:
         """Return what `work` does; where memory runs out, free what can be freed and try once more."""

@@ -260,7 +260,7 @@ class Residency:
         log.info("model_evicted", model=place.entry.id)
         self._tell(ModelCold(card=model.card))
         self._shelf.put(model, between=pause)
-        del model  # else a GPU's allocator could not give the memory back
+        del model
         free_memory()
         if place.waiting:
             self._want(place)

@@ -40,24 +40,24 @@ class PromptWork:
 
 
 class LatentsWork:
-    """The latents of one image, (1, 4, height / f, width / f), to be decoded."""
+    """The unscaled latents of one image, (1, channels, height / f, width / f), to be decoded in their own format."""
 
     def __init__(
         self, model: LoadedModel, spec: GenerationSpec, latents: torch.Tensor, *, in_float32: bool, alone: bool
     ) -> None:
-        """`in_float32`: whatever format the model is kept in. `alone`: decode nothing else in the same call."""
-        self._model, self.latents, self._in_float32 = model, latents, in_float32
+        """`in_float32`: they are, whatever the model is kept in. `alone`: decode nothing else in the same call."""
+        self._model, self.latents = model, latents
         # A decoder's memory grows with the picture as no other's: a large one counts as many rows.
         self.rows = max(1, 16 * latents.shape[-2] * latents.shape[-1] // LATENTS_OF_512_PX)
         self.label = decode_label(model, spec, rows_each=self.rows, in_float32=in_float32)
-        alike = (id(model.pipeline), "latents", in_float32, tuple(latents.shape[1:]), latents.dtype)
+        alike = (id(model.pipeline), "latents", tuple(latents.shape[1:]), latents.dtype)
         self.key: Hashable = Alone(alike) if alone else alike
 
     def alone(self) -> torch.Tensor:
         """Return the picture, (1, 3, height, width), exactly as the stock pipeline decodes it."""
-        return stages.decode(self._model, self.latents, in_float32=self._in_float32)
+        return stages.decode_unscaled(self._model, self.latents)
 
     def together(self, works: Sequence[LatentsWork]) -> list[torch.Tensor]:
         """Return the picture of each."""
         joined = torch.cat([work.latents for work in works])
-        return list(stages.decode(self._model, joined, in_float32=self._in_float32).split(1))
+        return list(stages.decode_unscaled(self._model, joined).split(1))

@@ -7,10 +7,7 @@ from service.contract.schedulers import ALIASES
 from worker.pipelines.capabilities import Capabilities
 from worker.pipelines.errors import UnusableModel
 
-_DEFAULT_STEPS = 30
 _DEFAULT_STRENGTH = 0.8
-#: diffusers' own defaults.
-_GUIDANCE_SCALES = {"sd1": 7.5, "sd2": 7.5, "sdxl": 5.0}
 
 
 def make_card(entry: CatalogEntry, abilities: Capabilities, *, dtype: DType, sha256: str) -> ModelCard:
@@ -18,15 +15,16 @@ def make_card(entry: CatalogEntry, abilities: Capabilities, *, dtype: DType, sha
     asked = entry.defaults
     width = asked.width or abilities.native_width_px
     height = asked.height or abilities.native_height_px
-    steps = asked.steps or min(_DEFAULT_STEPS, entry.limits.max_steps)
+    limits = _limits(entry.limits, abilities.max_side_px)
+    steps = asked.steps or min(abilities.steps, limits.max_steps)
     strength = asked.strength if asked.strength is not None else _DEFAULT_STRENGTH
-    guidance = asked.guidance_scale if asked.guidance_scale is not None else _GUIDANCE_SCALES[abilities.family]
+    guidance = asked.guidance_scale if asked.guidance_scale is not None else abilities.guidance_scale
     scheduler = ALIASES.get(asked.scheduler, asked.scheduler) if asked.scheduler else abilities.scheduler
-    _check_size(width, height, entry.limits, abilities.size_step_px)
+    _check_size(width, height, limits, abilities.size_step_px)
     if scheduler not in abilities.schedulers:
         raise UnusableModel(f"defaults.scheduler {scheduler}: this model takes {', '.join(abilities.schedulers)}.")
-    if not 1 <= steps <= entry.limits.max_steps:
-        raise UnusableModel(f"defaults.steps {steps}: limits.max_steps allows 1 to {entry.limits.max_steps}.")
+    if not 1 <= steps <= limits.max_steps:
+        raise UnusableModel(f"defaults.steps {steps}: limits.max_steps allows 1 to {limits.max_steps}.")
     if not 0 < strength <= 1:
         raise UnusableModel(f"defaults.strength {strength:g}: it lies over 0 and at most at 1.")
     return ModelCard(
@@ -44,12 +42,20 @@ def make_card(entry: CatalogEntry, abilities: Capabilities, *, dtype: DType, sha
         scheduler=scheduler,
         schedulers=abilities.schedulers,
         strength=strength,
-        limits=entry.limits,
+        limits=limits,
         max_prompt_tokens=abilities.max_prompt_tokens,
         safety_checker=abilities.safety_checker,
+        unused_fields=abilities.unused_fields,
         dtype=dtype,
         sha256=sha256,
     )
+
+
+def _limits(asked: Limits, max_side_px: int | None) -> Limits:
+    """Return the operator's limits; none is wider than what the denoiser has positions for."""
+    if max_side_px is None or asked.max_side_px <= max_side_px:
+        return asked
+    return asked.model_copy(update={"max_side_px": max_side_px})
 
 
 def _check_size(width_px: int, height_px: int, limits: Limits, step_px: int) -> None:

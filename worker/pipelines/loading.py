@@ -26,6 +26,7 @@ from service.contract.catalog import CatalogEntry, DType, ModelCard
 from worker.pipelines.capabilities import Capabilities, read_capabilities
 from worker.pipelines.card import make_card
 from worker.pipelines.errors import UnusableModel
+from worker.pipelines.families.table import FAMILIES
 from worker.pipelines.fingerprint import fingerprint, model_files
 from worker.pipelines.schedulers import Scheduler
 
@@ -221,7 +222,9 @@ def _variant(prepared: Prepared, component: str) -> dict[str, str]:
 
 
 def _pipeline(prepared: Prepared, modules: dict[str, torch.nn.Module]) -> Pipeline:
-    options: dict[str, Any] = {"add_watermarker": False} if prepared.abilities.family == "sdxl" else {}
+    index = json.loads((prepared.folder / "model_index.json").read_bytes())
+    # Left out of the folder on purpose, such as SD 3's T5: diffusers wants to hear it for what it holds necessary.
+    absent = {name: None for name, value in index.items() if value == [None, None]}
     return DiffusionPipeline.from_pretrained(
         prepared.folder,
         dtype=prepared.dtype,
@@ -229,7 +232,8 @@ def _pipeline(prepared: Prepared, modules: dict[str, torch.nn.Module]) -> Pipeli
         use_safetensors=True,
         local_files_only=True,
         **modules,
-        **options,
+        **absent,
+        **FAMILIES[prepared.abilities.family].loading_options,
     )
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
 
+from service.contract.catalog import Family
 from service.contract.errors import FailureCode
 from service.contract.generation import SigmaSpacing
 from service.contract.schedulers import SCHEDULERS
+from service.contract.steps import steps_run
 from worker.pipelines.errors import Refusal
 
 #: diffusers keeps its scheduler base classes untyped: `config`, `timesteps`, `set_timesteps()`, `order` are relied on.
@@ -45,10 +48,11 @@ def _settings(class_name: str) -> Mapping[str, Any]:
 def own_name(class_name: str, config: Mapping[str, Any]) -> str | None:
     """Return the public name of a model's own sampler, or None where the table has none of its class.
 
-    Two names may share a class (DPM++ 2M and its SDE form) and then differ in `algorithm_type`; one that is neither
-    goes by the first of them.
+    Several names may share a class (DPM++ 2M, its SDE form and that for flows) and then differ in `use_flow_sigmas` and
+    `algorithm_type`; one that is none of them goes by the first.
     """
-    rows = [row for row in SCHEDULERS.values() if row.diffusers_class == class_name]
+    flow = class_name.startswith("FlowMatch") or bool(config.get("use_flow_sigmas"))
+    rows = [row for row in SCHEDULERS.values() if row.diffusers_class == class_name and row.flow == flow]
     if not rows:
         return None
     algorithm = config.get("algorithm_type", _settings(class_name).get("algorithm_type"))
@@ -59,15 +63,33 @@ def own_name(class_name: str, config: Mapping[str, Any]) -> str | None:
 
 
 def runnable(class_name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of all samplers that draw what the model was trained for, given its own sampler."""
+    """Return the names of all samplers that draw what a model that predicts noise was trained for, given its own."""
     own = own_name(class_name, config)
     needed = [name for name in _SCHEDULE_SETTINGS if config.get(name)]
     uncommon = config.get("prediction_type", "epsilon") not in _COMMON_PREDICTIONS
     return tuple(
         row.name
         for row in SCHEDULERS.values()
-        if row.name == own or (not uncommon and all(name in _settings(row.diffusers_class) for name in needed))
+        if not row.flow
+        and (row.name == own or (not uncommon and all(name in _settings(row.diffusers_class) for name in needed)))
     )
+
+
+def runnable_flows(config: Mapping[str, Any], *, always_shifts: bool) -> tuple[str, ...]:
+    """Return the names of all samplers for a model trained by flow matching, given the config of its own.
+
+    `always_shifts`: its pipelines hand over a shift by the picture's size even where the config asks for none, which
+    solvers refuse. Where it is asked for, Heun knows of none, and solvers know the exponential one alone.
+    """
+    asked = bool(config.get("use_dynamic_shifting"))
+    exponential = config.get("time_shift_type", "exponential") == "exponential"
+    fits = {
+        "flow_euler": True,
+        "flow_heun": not asked and not always_shifts,
+        "flow_dpmpp_2m": exponential if asked else not always_shifts,
+        "flow_unipc": exponential if asked else not always_shifts,
+    }
+    return tuple(row.name for row in SCHEDULERS.values() if row.flow and fits[row.name])
 
 
 def build(name: str, own: Scheduler, *, sigmas: SigmaSpacing | None, seed: int) -> Scheduler:
@@ -83,6 +105,9 @@ def build(name: str, own: Scheduler, *, sigmas: SigmaSpacing | None, seed: int) 
     is_own = own_name(type(own).__name__, own.config) == name
     if not is_own:
         overrides |= {key: value for key, value in row.config.items() if key in taken}
+        if row.flow and "flow_shift" in taken:
+            # The same number under another name; and spacings of noise would win over those of flows.
+            overrides |= {"flow_shift": own.config.get("shift", 1.0)} | dict.fromkeys(_SPACING_SETTINGS.values(), False)
     if sigmas is not None:
         # All three are set: a model's own config may already choose another, and diffusers refuses two.
         overrides |= {key: spacing == sigmas for spacing, key in _SPACING_SETTINGS.items() if key in taken}
@@ -106,21 +131,31 @@ def check_spacing(name: str, sigmas: SigmaSpacing | None) -> None:
         raise Refusal(FailureCode.INVALID_REQUEST, f"The scheduler {name} does not take sigmas {sigmas}. {allowed}")
 
 
-def count_calls(scheduler: Scheduler, *, steps: int, strength: float | None) -> int:
+def count_calls(
+    scheduler: Scheduler,
+    *,
+    family: Family,
+    steps: int,
+    strength: float | None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> int:
     """Return how many denoiser calls one image takes: one per timestep, which is not always one per step.
 
-    Uses the scheduler up. Raises `Refusal` for step counts that the sampler cannot do, or none left by `strength`.
+    `options` are what the pipeline gives the scheduler besides the number of steps. Uses the scheduler up. Raises
+    `Refusal` for step counts that the sampler cannot do, or none left by `strength`.
     """
     try:
-        scheduler.set_timesteps(steps)
+        scheduler.set_timesteps(steps, **options)
     except (ValueError, IndexError, ZeroDivisionError, AssertionError) as err:
         name = own_name(type(scheduler).__name__, scheduler.config)
         raise Refusal(
-            FailureCode.INVALID_REQUEST, f"The scheduler {name} cannot do {steps} steps with this model."
+            FailureCode.INVALID_REQUEST,
+            f"The scheduler {name} cannot do {steps} steps with this model"
+            f"{'' if strength is None else f' at strength {strength:g}'}.",
         ) from err
     if strength is None:
         return len(scheduler.timesteps)
-    kept = min(int(steps * strength), steps)
+    kept = steps_run(family, steps=steps, strength=strength)
     if kept < 1:
         message = f"strength {strength:g} of {steps} steps leaves none to run; raise one of them."
         raise Refusal(FailureCode.INVALID_REQUEST, message)

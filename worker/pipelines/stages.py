@@ -16,15 +16,14 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from numpy.typing import NDArray
 
 from service.contract.errors import FailureCode
-from service.contract.generation import GenerationSpec
+from service.contract.generation import GenerationSpec, Task
 from worker.pipelines.errors import Refusal
+from worker.pipelines.families.family import Embeddings
 from worker.pipelines.loading import LoadedModel, Pipeline
-from worker.pipelines.tasks import is_xl
+from worker.pipelines.tasks import family_of
 
 #: One call of a denoiser, as the pipeline makes it: the module, then its positional and keyword arguments.
 CallDenoiser = Callable[..., Any]
-#: Prompt embeddings of one request, (1, tokens, width) or (1, width) each, by the names of a pipeline's arguments.
-Embeddings = dict[str, torch.Tensor | None]
 
 
 class Denoiser:
@@ -79,7 +78,8 @@ def check_prompts(model: LoadedModel, spec: GenerationSpec) -> None:
     """Raise `Refusal` when a prompt is longer than the text encoders read: diffusers would cut it."""
     limit = model.card.max_prompt_tokens
     for name, text in (("prompt", spec.prompt), ("negative_prompt", spec.negative_prompt)):
-        count = max(_count_tokens(tokenizer, text) for tokenizer in _tokenizers(model.pipeline))
+        tokenizers = family_of(model).tokenizers(model.pipeline)
+        count = max(_count_tokens(tokenizer, text) for tokenizer in tokenizers)
         if count > limit:
             message = f"The {name} has {count} tokens; the model {model.card.id} reads at most {limit}. Shorten it."
             raise Refusal(FailureCode.PROMPT_TOO_LONG, message)
@@ -87,25 +87,25 @@ def check_prompts(model: LoadedModel, spec: GenerationSpec) -> None:
 
 def is_guided(model: LoadedModel, spec: GenerationSpec) -> bool:
     """Return whether classifier-free guidance takes a second row for the negative prompt."""
-    return spec.guidance_scale > 1 and model.pipeline.unet.config.time_cond_proj_dim is None
+    return spec.guidance_scale > 1 and model.card.takes_negative_prompt
 
 
 def encode_prompts(model: LoadedModel, specs: Sequence[GenerationSpec]) -> list[Embeddings]:
-    """Return each request's prompt embeddings; they serve every image of it.
+    """Return each request's prompt embeddings, of one row each; they serve every image of it.
 
     The requests are alike in being guided or not, and in having a negative prompt or not. An empty negative prompt is
     none at all: SDXL then takes zeros, as its config says, not an encoded empty text.
     """
     first = specs[0]
-    encoded = model.pipeline.encode_prompt(
-        prompt=[spec.prompt for spec in specs],
+    family = family_of(model)
+    encoded = family.encode(
+        model.pipeline,
+        [spec.prompt for spec in specs],
+        [spec.negative_prompt for spec in specs] if first.negative_prompt else None,
+        guided=is_guided(model, first),
         device=model.device,
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=is_guided(model, first),
-        negative_prompt=[spec.negative_prompt for spec in specs] if first.negative_prompt else None,
     )
-    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-    named = dict(zip(names, encoded, strict=False))
+    named = dict(zip(family.embeddings, encoded, strict=True))
     return [
         {name: None if rows is None else rows[i : i + 1] for name, rows in named.items()} for i in range(len(specs))
     ]
@@ -127,7 +127,7 @@ def denoise(
     on_step: Callable[[int], None],
     encode_in_float32: bool = False,
 ) -> torch.Tensor:
-    """Return the latents of one image, (1, 4, height / f, width / f), f being the autoencoder's factor.
+    """Return the latents of one image, as its pipeline has them (see `unpacked`).
 
     Every denoiser call goes through `call`; `on_step` gets the number of steps done after each. Either may raise to
     end the image; the model stays usable. All noise comes from one CPU generator, so that the picture does not depend
@@ -139,7 +139,8 @@ def denoise(
         return {}
 
     # Past the pipeline's own attribute hook, which takes nothing but registered modules.
-    object.__setattr__(pipeline, "unet", Denoiser(pipeline.unet, call))
+    name = "unet" if hasattr(pipeline, "unet") else "transformer"
+    object.__setattr__(pipeline, name, Denoiser(getattr(pipeline, name), call))
     if encode_in_float32:
         object.__setattr__(pipeline, "vae", Float32Encoder(pipeline.vae))
     result = pipeline(
@@ -152,23 +153,29 @@ def denoise(
     return result.images
 
 
-def decode(model: LoadedModel, latents: torch.Tensor, *, in_float32: bool = False) -> torch.Tensor:
-    """Return the pictures of latents, (n, 3, height, width) in [-1, 1] or a little outside.
+def unpacked(model: LoadedModel, latents: torch.Tensor, spec: GenerationSpec) -> torch.Tensor:
+    """Return a pipeline's latents as (n, channels, height / f, width / f), f being the autoencoder's factor."""
+    return family_of(model).unpacked(latents, model.pipeline, width_px=spec.width, height_px=spec.height)
 
-    float16 autoencoders whose config asks for it are computed in float32, as diffusers does; `in_float32` makes any.
+
+def unscaled(model: LoadedModel, latents: torch.Tensor, task: Task, *, in_float32: bool = False) -> torch.Tensor:
+    """Return unpacked latents as the autoencoder takes them: at its scale, in the format in which it will run.
+
+    float16 autoencoders whose config asks for it run in float32, as in diffusers; `in_float32` lets any.
     """
-    vae = model.pipeline.vae
-    upcast = in_float32 or (is_xl(model) and vae.dtype == torch.float16 and vae.config.force_upcast)
-    if upcast:
-        vae.to(dtype=torch.float32)
+    family, vae = family_of(model), model.pipeline.vae
+    if in_float32 or family.decodes_in_float32(vae):
         latents = latents.float()
-    scaled = latents / vae.config.scaling_factor
-    mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
-    if is_xl(model) and mean is not None and std is not None:
-        mean, std = (torch.tensor(v).view(1, 4, 1, 1).to(latents.device, latents.dtype) for v in (mean, std))
-        scaled = latents * std / vae.config.scaling_factor + mean
+    return family.unscaled(latents, vae, task)
+
+
+def decode_unscaled(model: LoadedModel, latents: torch.Tensor) -> torch.Tensor:
+    """Return the pictures of `unscaled` latents, (n, 3, height, width) in [-1, 1] or a little outside."""
+    vae = model.pipeline.vae
+    if latents.dtype != vae.dtype:
+        vae.to(dtype=latents.dtype)
     try:
-        return vae.decode(scaled, return_dict=False)[0]
+        return vae.decode(latents, return_dict=False)[0]
     finally:
         restore_dtype(model)
 
@@ -196,11 +203,6 @@ def to_pixels(picture: torch.Tensor) -> NDArray[np.uint8]:
     """Return the picture as height × width × 3 RGB, contiguous, made on the device so that little is copied."""
     unit = (picture[0] * 0.5 + 0.5).clamp(0, 1)
     return (unit.permute(1, 2, 0).float() * 255).round().to(torch.uint8).contiguous().cpu().numpy()
-
-
-def _tokenizers(pipeline: Pipeline) -> list[Any]:
-    found = (getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2"))
-    return [tokenizer for tokenizer in found if tokenizer is not None]
 
 
 def _count_tokens(tokenizer: Any, text: str) -> int:

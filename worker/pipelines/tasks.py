@@ -6,39 +6,20 @@ import copy
 from typing import Any
 
 import PIL.Image
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import StableDiffusionInpaintPipeline
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
-    StableDiffusionXLImg2ImgPipeline,
-)
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_inpaint import (
-    StableDiffusionXLInpaintPipeline,
-)
 
 from service.contract.errors import FailureCode
-from service.contract.generation import GenerationSpec, Task
+from service.contract.generation import GenerationSpec
+from service.contract.schedulers import SCHEDULERS
 from worker.pipelines import schedulers
 from worker.pipelines.errors import Refusal
+from worker.pipelines.families.family import PipelineFamily
+from worker.pipelines.families.table import FAMILIES
 from worker.pipelines.loading import LoadedModel, Pipeline
 
-_CLASSES: dict[tuple[bool, Task], type[Any]] = {
-    (False, "text-to-image"): StableDiffusionPipeline,
-    (False, "image-to-image"): StableDiffusionImg2ImgPipeline,
-    (False, "inpaint"): StableDiffusionInpaintPipeline,
-    (True, "text-to-image"): StableDiffusionXLPipeline,
-    (True, "image-to-image"): StableDiffusionXLImg2ImgPipeline,
-    (True, "inpaint"): StableDiffusionXLInpaintPipeline,
-}
 
-#: Sizes and conditions of SDXL that its pipelines derive from the request by themselves are left to them.
-_XL_OPTIONS = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
-
-
-def is_xl(model: LoadedModel) -> bool:
-    """Return whether the model is of the XL family, with two text encoders and its own conditioning."""
-    return model.card.family == "sdxl"
+def family_of(model: LoadedModel) -> PipelineFamily:
+    """Return what is particular to the model's pipelines."""
+    return FAMILIES[model.card.family]
 
 
 def task_pipeline(model: LoadedModel, spec: GenerationSpec, *, seed: int) -> Pipeline:
@@ -48,13 +29,10 @@ def task_pipeline(model: LoadedModel, spec: GenerationSpec, *, seed: int) -> Pip
     to float32. The scheduler is set afterwards, as a user of diffusers does: some constructors correct the config of
     the scheduler they are given, and must see the model's own.
     """
-    config = model.pipeline.config
-    options: dict[str, Any] = {"requires_safety_checker": False}
-    if is_xl(model):
-        taken = _XL_OPTIONS[:1] if spec.task == "text-to-image" else _XL_OPTIONS
-        options = {"add_watermarker": False} | {name: config[name] for name in taken if name in config}
+    family = family_of(model)
     components = {**model.pipeline.components, "scheduler": copy.deepcopy(model.scheduler)}
-    pipeline = _CLASSES[is_xl(model), spec.task](**components, **options)
+    options = family.constructor_options(model.pipeline.config, spec.task)
+    pipeline = family.pipelines[spec.task](**components, **options)
     pipeline.scheduler = _fresh_sampler(model, pipeline, spec, seed)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -79,11 +57,14 @@ def check_supported(model: LoadedModel, spec: GenerationSpec) -> None:
         raise _invalid(f"The model {card.id} does not do {spec.task}. It does: {', '.join(card.tasks)}.")
     if spec.scheduler not in card.schedulers:
         raise _invalid(f"The model {card.id} cannot be sampled with this scheduler. Take one of its card's.")
+    if spec.task not in SCHEDULERS[spec.scheduler].tasks:
+        allowed = ", ".join(SCHEDULERS[spec.scheduler].tasks)
+        raise _invalid(f"The scheduler {spec.scheduler} does {allowed} only.")
     if spec.width % card.size_step_px or spec.height % card.size_step_px:
         raise _invalid(f"Width and height must be multiples of {card.size_step_px} px for the model {card.id}.")
     if spec.task != "text-to-image" and spec.strength is None:
         raise _invalid(f"{spec.task} needs a strength.")
-    if spec.guidance_rescale > 0 and not _takes_guidance_rescale(model, spec.task):
+    if spec.guidance_rescale > 0 and spec.task not in family_of(model).rescaled_tasks:
         raise _invalid(f"guidance_rescale does nothing in {spec.task} with this model's family; leave it at 0.")
     schedulers.check_spacing(spec.scheduler, spec.sigmas)
 
@@ -91,7 +72,10 @@ def check_supported(model: LoadedModel, spec: GenerationSpec) -> None:
 def count_calls(model: LoadedModel, spec: GenerationSpec) -> int:
     """Return how many denoiser calls one image of the request takes; raises `Refusal` where there would be none."""
     scheduler = task_pipeline(model, spec, seed=spec.seed).scheduler
-    return schedulers.count_calls(scheduler, steps=spec.steps, strength=spec.strength)
+    options = family_of(model).timestep_options(scheduler, spec.strength)
+    return schedulers.count_calls(
+        scheduler, family=model.card.family, steps=spec.steps, strength=spec.strength, options=options
+    )
 
 
 def call_arguments(
@@ -101,24 +85,12 @@ def call_arguments(
 
     Pictures have the asked size already, so that preprocessing is diffusers' own and resizes nothing.
     """
-    arguments: dict[str, Any] = {
-        "num_inference_steps": spec.steps,
-        "guidance_scale": spec.guidance_scale,
-        "eta": spec.eta,
-    }
-    if _takes_guidance_rescale(model, spec.task):
-        arguments["guidance_rescale"] = spec.guidance_rescale
-    if spec.task != "image-to-image":
-        arguments |= {"width": spec.width, "height": spec.height}
+    arguments = family_of(model).call_arguments(spec)
     if spec.task != "text-to-image":
-        arguments |= {"image": image, "strength": spec.strength}
+        arguments["image"] = image
     if spec.task == "inpaint":
         arguments["mask_image"] = mask
     return arguments
-
-
-def _takes_guidance_rescale(model: LoadedModel, task: Task) -> bool:
-    return is_xl(model) or task == "text-to-image"
 
 
 def _invalid(message: str) -> Refusal:

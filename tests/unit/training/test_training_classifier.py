@@ -18,7 +18,6 @@ from training.captions import BACKGROUNDS, PLAIN
 from training.classifier import HELD_OUT, TRAINED, Ranges, SubjectClassifier
 from training.drawings import STYLES, Drawings
 from training.pictures import from_tensor, on_background
-from training.prerequisites import NotReady
 from training.subjects import SUBJECTS
 
 AS_IT_IS = Ranges((1, 1), (0, 0), (0, 0), half=1, plain=1, gain=(1, 1), blur=(0, 0), grain=(0, 0))
@@ -131,7 +130,7 @@ def test_classifier_of_other_subjects_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "classifier" / "weights"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"subjects": ["an apple"]}))
-    with pytest.raises(NotReady, match="Train the classifier again"):
+    with pytest.raises(ValueError, match="Train the classifier again"):
         classifier.load(tmp_path)
 
 
