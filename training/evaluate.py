@@ -29,10 +29,12 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from numpy.typing import NDArray
+from PIL import Image
 
 from training import autoencoder, classifier, drawings, measures, measures_prompts, measures_report
 from training.captions import BACKGROUNDS, PLAIN
 from training.classifier import SubjectClassifier
+from training.contact_sheet import contact_sheet
 from training.drawing import GUIDANCE_SCALE, STEPS, draw
 from training.drawings import STYLES, Drawings
 from training.latents import held_out_shapes
@@ -334,7 +336,9 @@ def _speed(pipeline: StableDiffusionPipeline) -> _Part:
 def _sheet(pipeline: StableDiffusionPipeline, out: Path, every: int) -> None:
     prompts = measures_prompts.sheet_prompts()[::every]
     pictures = draw(pipeline, prompts, seed=_SEEDS["sheet"])
-    measures_report.save_captioned_sheet(pictures, prompts, out / "sheet.png", columns=measures_prompts.SHEET_COLUMNS)
+    shown = [Image.fromarray(picture) for picture in pictures]
+    sheet = contact_sheet(shown, prompts, columns=measures_prompts.SHEET_COLUMNS, smooth=False)
+    sheet.save(out / "sheet.png", optimize=True)
 
 
 def _write(result: Evaluation, out: Path) -> None:

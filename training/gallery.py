@@ -8,7 +8,6 @@ The prompts were chosen for their range before the model could draw them, and pi
 
 import io
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,11 +16,11 @@ import httpx
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from tqdm import tqdm
 
 from training.captions import caption
-from training.drawings import PX
+from training.contact_sheet import contact_sheet
 from training.shapes import Shape
 
 PROMPTS = (
@@ -51,31 +50,8 @@ PROMPTS = (
     Shape("cross", "blue", "yellow", "in the top right", "big").caption,
 )
 COLUMNS = 6
-#: Pictures are enlarged this much, smoothly.
-SCALE = 2
-_GAP_PX = 8
-_FONT_PX = 11
-_LINE_PX = 14
-_LINE_CHARACTERS = 23
-_INK = (60, 60, 60)
 #: A README is read over slow lines, too.
 _MOST_BYTES = 300_000
-
-
-def sheet(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> Image.Image:
-    """Return the pictures (64 px, RGB) enlarged, row by row on white, each with its prompt beneath."""
-    texts = [textwrap.wrap(prompt, _LINE_CHARACTERS) for prompt in prompts]
-    side = PX * SCALE
-    row_px = side + _LINE_PX * max(map(len, texts)) + 2 * _GAP_PX
-    rows = -(-len(pictures) // COLUMNS)
-    whole = Image.new("RGB", (COLUMNS * (side + _GAP_PX) + _GAP_PX, rows * row_px + _GAP_PX), "white")
-    pen, font = ImageDraw.Draw(whole), ImageFont.load_default(_FONT_PX)
-    for n, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
-        x, y = _GAP_PX + n % COLUMNS * (side + _GAP_PX), _GAP_PX + n // COLUMNS * row_px
-        whole.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (x, y))
-        for number, line in enumerate(lines):
-            pen.text((x + side / 2, y + side + 4 + number * _LINE_PX), line, _INK, font, anchor="ma")
-    return whole
 
 
 def encoded(whole: Image.Image, most_bytes: int = _MOST_BYTES) -> bytes:
@@ -133,7 +109,7 @@ def main(
                 progress.update()
     except (httpx.HTTPError, RuntimeError) as err:
         sys.exit(f"not drawn: {err}")
-    data = encoded(sheet(pictures, PROMPTS))
+    data = encoded(contact_sheet(pictures, PROMPTS, columns=COLUMNS, smooth=True))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(data)
     typer.echo(f"{len(pictures)} pictures in {out}, {len(data) / 1000:.0f} kB")

@@ -1,21 +1,8 @@
-"""How measured figures and drawn pictures are shown: tables, and a sheet with its prompts."""
+"""How measured figures are shown: as a table."""
 
 import math
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
-
-_SCALE = 2
-_GAP_PX = 6
-_FONT_PX = 12
-_LINE_PX = 14
-#: Characters of a line under a picture; the font is about 6 px wide.
-_LINE_CHARACTERS = 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,29 +76,3 @@ def _cells(figure: Figure) -> tuple[str, ...]:
         aim = f"{'≤' if figure.less_is_better else '≥'} {figure.shown(figure.aim)}" + ("" if figure.met else ", missed")
     count = "" if figure.n is None else str(figure.n)
     return figure.name, figure.shown(figure.value), spread, aim, figure.shown(figure.chance), count
-
-
-def save_captioned_sheet(pictures: NDArray[np.uint8], captions: Sequence[str], file: Path, *, columns: int) -> None:
-    """Write pictures (n, height, width, 3), enlarged, each with its caption beneath, as one PNG.
-
-    Enlarged by repeating pixels: nothing is made to look smoother than it was drawn.
-    """
-    n, height, width, _ = pictures.shape
-    wrapped = [textwrap.wrap(text, _LINE_CHARACTERS) for text in captions]
-    rows = [range(first, min(first + columns, n)) for first in range(0, n, columns)]
-    heights = [height * _SCALE + _LINE_PX * max(len(wrapped[i]) for i in row) + 2 * _GAP_PX for row in rows]
-    cell_px = width * _SCALE + _GAP_PX
-    sheet = Image.new("RGB", (columns * cell_px + _GAP_PX, sum(heights) + _GAP_PX), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_PX)
-    top = _GAP_PX
-    for row, row_height in zip(rows, heights, strict=True):
-        for column, i in enumerate(row):
-            left = _GAP_PX + column * cell_px
-            drawn = Image.fromarray(pictures[i]).resize((width * _SCALE, height * _SCALE), Image.Resampling.NEAREST)
-            sheet.paste(drawn, (left, top))
-            for number, line in enumerate(wrapped[i]):
-                position = left + width * _SCALE // 2, top + height * _SCALE + number * _LINE_PX + 2
-                pen.text(position, line, fill=(60, 60, 60), font=font, anchor="ma")
-        top += row_height
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(file, optimize=True)

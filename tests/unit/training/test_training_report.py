@@ -1,13 +1,10 @@
-"""What is asked of the model, and how the answers are shown."""
+"""What is asked of the model, and how the answers are told."""
 
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from training import measures_prompts, measures_report
 from training.captions import BACKGROUNDS
@@ -83,21 +80,3 @@ def test_table_says_value_spread_aim_and_chance_and_what_was_missed() -> None:
     ]
     assert lines[-1] == "As said."
     assert {line.count("|") for line in lines[:9]} == {7}
-
-
-def test_sheet_has_each_picture_with_its_caption_beneath(tmp_path: Path) -> None:
-    pictures = np.stack([np.full((64, 64, 3), value, np.uint8) for value in (0, 90, 180)])
-    captions = ["a", "a purple ring in the bottom right on a yellow background", "c"]
-    measures_report.save_captioned_sheet(pictures, captions, tmp_path / "sheet.png", columns=2)
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    height, width, _ = sheet.shape
-    assert width == 2 * (128 + 6) + 6
-    first_row, second_row = sheet[6:134], sheet[height - 6 - 12 - 14 - 128 + 6 : height - 6 - 12 - 14 + 6]
-    assert (first_row[:, 6:134] == 0).all()
-    assert (first_row[:, 140:268] == 90).all()
-    assert (second_row[:, 6:134] == 180).all()
-    beneath = sheet[134 : 134 + 3 * 14, 140:268]
-    written = [(beneath[14 * line : 14 * line + 14] < 128).any() for line in range(3)]
-    assert written == [True, True, True]
-    assert (sheet[134 : 134 + 3 * 14, 134:140] == 255).all()
-    assert (sheet[:, -6:] == 255).all()
