@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from service.contract.catalog import DType, ModelCard, ModelId
 
 #: What is done for several requests at once: their prompts encoded, one step of theirs denoised, their latents decoded.
-CallKind = Literal["prompts", "denoise", "decode"]
+CallKind = Literal["prompts", "encode", "denoise", "decode"]
 
 #: Costs that are kept of one kind of device.
 MAX_KEPT = 2000

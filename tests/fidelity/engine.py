@@ -59,6 +59,7 @@ class EngineSide:
             tasks.call_arguments(self.model, spec, image, mask),
             seed=case.seed,
             call=lambda denoiser, *args, **kwargs: denoiser(*args, **kwargs),
+            encode=lambda picture: stages.encode_pictures(self.model, picture),
             on_step=lambda _: None,
         )
         return stages.unpacked(self.model, latents, spec)

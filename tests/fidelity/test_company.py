@@ -63,6 +63,28 @@ def test_a_picture_encoded_in_float32_leaves_the_autoencoder_to_the_others(model
     assert side.model.pipeline.vae.dtype == torch.float16
 
 
+@pytest.mark.parametrize("model", ["sd15", "sdxl"])
+def test_input_pictures_of_several_requests_are_encoded_in_one_call(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = EngineSide(load(CatalogEntry(id="x", source=str(tiny_model(model)))))
+    vae, widths = side.model.pipeline.vae, list[int]()
+    encode = vae.encode
+
+    def counted(pictures: torch.Tensor) -> object:
+        widths.append(pictures.shape[0])
+        return encode(pictures)
+
+    monkeypatch.setattr(vae, "encode", counted)
+    mix = Mix(side)
+    for seed in range(3):
+        mix.join(Guest(Case(task="image-to-image", steps=3, seed=seed)))
+    mix.join(Guest(Case(task="image-to-image", steps=3, seed=3, deterministic=True)))
+    mix.finish()
+    assert [guest.error for guest in mix.guests] == [None] * 4
+    assert sorted(widths) == [1, 3]
+
+
 CASES = (
     Case(scheduler="euler_a", steps=3),
     Case(scheduler="dpmpp_2m", steps=4, prompt="a blue car", guidance_scale=1.0, seed=2),

@@ -23,7 +23,7 @@ from worker.engine.faults import Fault, classify, free_memory
 from worker.engine.labels import denoise_label
 from worker.engine.phases import Phases
 from worker.engine.strands import gather, share
-from worker.engine.works import LatentsWork, PromptWork
+from worker.engine.works import LatentsWork, PictureWork, PromptWork
 from worker.pipelines import stages, tasks
 from worker.pipelines.errors import Refusal
 from worker.pipelines.loading import LoadedModel, Pipeline
@@ -135,18 +135,19 @@ class Drawing:
             self._stop_if_canceled()
             return share(DenoiserCall(denoiser, args, kwargs, alone=self._alone, label=label))
 
-        try:
-            latents = stages.denoise(
-                pipeline,
-                embeddings,
-                tasks.call_arguments(self._model, self._spec, self._image, self._mask),
-                seed=seed,
-                call=call,
-                on_step=lambda step: self._tell_step(index, step),
-                encode_in_float32=encode_in_float32,
-            )
-        finally:
-            stages.restore_dtype(self._model)
+        def encode(picture: torch.Tensor) -> torch.Tensor:
+            return share(PictureWork(self._model, self._spec, picture, alone=self._alone))
+
+        latents = stages.denoise(
+            pipeline,
+            embeddings,
+            tasks.call_arguments(self._model, self._spec, self._image, self._mask),
+            seed=seed,
+            call=call,
+            encode=encode,
+            on_step=lambda step: self._tell_step(index, step),
+            encode_in_float32=encode_in_float32,
+        )
         return stages.unpacked(self._model, latents, self._spec)
 
     def _with_room(self, work: Callable[[], T]) -> T:

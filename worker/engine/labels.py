@@ -18,10 +18,21 @@ def denoise_label(model: LoadedModel, spec: GenerationSpec, *, tokens: int) -> C
     return _label(model, "denoise", size_px=(spec.width, spec.height), tokens=tokens)
 
 
+def encode_label(model: LoadedModel, spec: GenerationSpec, *, rows_each: int, in_float32: bool) -> CallLabel:
+    """Return the label of encoding an input picture; `rows_each`: what one counts for."""
+    return _picture_label(model, spec, "encode", rows_each, in_float32=in_float32)
+
+
 def decode_label(model: LoadedModel, spec: GenerationSpec, *, rows_each: int, in_float32: bool) -> CallLabel:
     """Return the label of decoding latents; `rows_each`: what one picture counts for."""
+    return _picture_label(model, spec, "decode", rows_each, in_float32=in_float32)
+
+
+def _picture_label(
+    model: LoadedModel, spec: GenerationSpec, kind: CallKind, rows_each: int, *, in_float32: bool
+) -> CallLabel:
     size_px = (spec.width, spec.height)
-    return _label(model, "decode", size_px=size_px, rows_each=rows_each, dtype="float32" if in_float32 else None)
+    return _label(model, kind, size_px=size_px, rows_each=rows_each, dtype="float32" if in_float32 else None)
 
 
 def _label(

@@ -1,4 +1,4 @@
-"""What requests share besides denoiser calls: prompts to encode, latents to decode."""
+"""What requests share besides denoiser calls: prompts and pictures to encode, latents to decode."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import torch
 
 from service.contract.generation import GenerationSpec
 from worker.engine.keys import Alone
-from worker.engine.labels import decode_label, prompts_label
+from worker.engine.labels import decode_label, encode_label, prompts_label
 from worker.pipelines import stages
 from worker.pipelines.loading import LoadedModel
 from worker.pipelines.stages import Embeddings
 
-#: Latents of a 512 px picture of Stable Diffusion; its decoding counts as 16 rows, so that two go into a CPU's call.
+#: A 512 px picture, and its latents in Stable Diffusion: encoding or decoding one counts as 16 rows, so that two go
+#: into a CPU's call.
 LATENTS_OF_512_PX = 64 * 64
+PIXELS_OF_512_PX = 512 * 512
 
 
 class PromptWork:
@@ -37,6 +39,28 @@ class PromptWork:
     def together(self, works: Sequence[PromptWork]) -> list[Embeddings]:
         """Return the embeddings of each."""
         return stages.encode_prompts(self._model, [work.spec for work in works])
+
+
+class PictureWork:
+    """An input picture, (1, 3, height, width) in [-1, 1], to be encoded in its number format."""
+
+    def __init__(self, model: LoadedModel, spec: GenerationSpec, picture: torch.Tensor, *, alone: bool) -> None:
+        """`alone`: encode nothing else in the same call."""
+        self._model, self.picture = model, picture
+        self.rows = max(1, 16 * picture.shape[-2] * picture.shape[-1] // PIXELS_OF_512_PX)
+        in_float32 = picture.dtype == torch.float32
+        self.label = encode_label(model, spec, rows_each=self.rows, in_float32=in_float32)
+        alike = (id(model.pipeline), "pictures", tuple(picture.shape[1:]), picture.dtype)
+        self.key: Hashable = Alone(alike) if alone else alike
+
+    def alone(self) -> torch.Tensor:
+        """Return the moments of its latents, exactly as the stock pipeline gets them."""
+        return stages.encode_pictures(self._model, self.picture)
+
+    def together(self, works: Sequence[PictureWork]) -> list[torch.Tensor]:
+        """Return the moments of each."""
+        joined = torch.cat([work.picture for work in works])
+        return list(stages.encode_pictures(self._model, joined).split(1))
 
 
 class LatentsWork:

@@ -24,6 +24,9 @@ from worker.pipelines.tasks import family_of
 
 #: One call of a denoiser, as the pipeline makes it: the module, then its positional and keyword arguments.
 CallDenoiser = Callable[..., Any]
+#: From a picture (1, 3, height, width) in [-1, 1] to the moments of its latents, (1, 2 × channels, height / f,
+#: width / f), f being the autoencoder's factor.
+EncodePicture = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Denoiser:
@@ -44,33 +47,31 @@ class Denoiser:
         return self._call(self._module, *args, **kwargs)
 
 
-class Float32Encoder:
-    """Stands in for a pipeline's autoencoder: pictures are encoded in float32, whatever format the pipeline works in.
+class Encoder:
+    """Stands in for a pipeline's autoencoder: pictures are encoded by a function of ours.
 
-    For models whose autoencoder overflows in float16; the moments are handed back in the format asked for.
+    Pipelines of SDXL cast their autoencoder to float32 and back around a call. Here a cast is noted and not made: other
+    requests use the autoencoder meanwhile.
     """
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, encode: EncodePicture, *, in_float32: bool) -> None:
+        """`in_float32`: encode so whatever the pipeline asks for; the moments are handed back in its format."""
         self._vae = vae
+        self._encode = encode
+        self._in_float32 = in_float32
+        self.dtype: torch.dtype = vae.dtype
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._vae, name)
 
-    def to(self, *_args: Any, **_kwargs: Any) -> Float32Encoder:
-        """Stay as it is: pipelines of SDXL cast their autoencoder to and fro."""
+    def to(self, dtype: torch.dtype) -> Encoder:
+        """Note the number format of what is encoded from now on."""
+        self.dtype = dtype
         return self
 
     def encode(self, picture: torch.Tensor) -> AutoencoderKLOutput:
-        """Return the distribution of the latents of a picture (1, 3, height, width) in [-1, 1].
-
-        The autoencoder is in float32 for the time of the call only: other requests use it while this one denoises.
-        """
-        dtype = self._vae.dtype
-        self._vae.to(dtype=torch.float32)
-        try:
-            moments = self._vae.encode(picture.float()).latent_dist.parameters
-        finally:
-            self._vae.to(dtype=dtype)
+        """Return the distribution of the latents of a picture (1, 3, height, width) in [-1, 1]."""
+        moments = self._encode(picture.to(torch.float32 if self._in_float32 else self.dtype))
         return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments.to(picture.dtype)))
 
 
@@ -124,14 +125,15 @@ def denoise(
     *,
     seed: int,
     call: CallDenoiser,
+    encode: EncodePicture,
     on_step: Callable[[int], None],
     encode_in_float32: bool = False,
 ) -> torch.Tensor:
     """Return the latents of one image, as its pipeline has them (see `unpacked`).
 
-    Every denoiser call goes through `call`; `on_step` gets the number of steps done after each. Either may raise to
-    end the image; the model stays usable. All noise comes from one CPU generator, so that the picture does not depend
-    on the device or on the images beside it.
+    Every denoiser call goes through `call`, every picture to be encoded through `encode`; `on_step` gets the number of
+    steps done after each. All may raise to end the image; the model stays usable. All noise comes from one CPU
+    generator, so that the picture does not depend on the device or on the images beside it.
     """
 
     def step_done(_pipeline: Pipeline, step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
@@ -141,8 +143,7 @@ def denoise(
     # Past the pipeline's own attribute hook, which takes nothing but registered modules.
     name = "unet" if hasattr(pipeline, "unet") else "transformer"
     object.__setattr__(pipeline, name, Denoiser(getattr(pipeline, name), call))
-    if encode_in_float32:
-        object.__setattr__(pipeline, "vae", Float32Encoder(pipeline.vae))
+    object.__setattr__(pipeline, "vae", Encoder(pipeline.vae, encode, in_float32=encode_in_float32))
     result = pipeline(
         **embeddings,
         **arguments,
@@ -156,6 +157,17 @@ def denoise(
 def unpacked(model: LoadedModel, latents: torch.Tensor, spec: GenerationSpec) -> torch.Tensor:
     """Return a pipeline's latents as (n, channels, height / f, width / f), f being the autoencoder's factor."""
     return family_of(model).unpacked(latents, model.pipeline, width_px=spec.width, height_px=spec.height)
+
+
+def encode_pictures(model: LoadedModel, pictures: torch.Tensor) -> torch.Tensor:
+    """Return the moments of the latents of pictures (n, 3, height, width) in [-1, 1], computed in their format."""
+    vae = model.pipeline.vae
+    if vae.dtype != pictures.dtype:
+        vae.to(dtype=pictures.dtype)
+    try:
+        return vae.encode(pictures).latent_dist.parameters
+    finally:
+        _restore_dtype(model)
 
 
 def unscaled(model: LoadedModel, latents: torch.Tensor, task: Task, *, in_float32: bool = False) -> torch.Tensor:
@@ -177,14 +189,11 @@ def decode_unscaled(model: LoadedModel, latents: torch.Tensor) -> torch.Tensor:
     try:
         return vae.decode(latents, return_dict=False)[0]
     finally:
-        restore_dtype(model)
+        _restore_dtype(model)
 
 
-def restore_dtype(model: LoadedModel) -> None:
-    """Bring the autoencoder back to the model's number format; the way to float32 and back loses nothing.
-
-    Due after every image: pipelines of SDXL cast it for a while, and one that raises meanwhile leaves it cast.
-    """
+def _restore_dtype(model: LoadedModel) -> None:
+    """Bring the autoencoder back to the model's number format; the way to float32 and back loses nothing."""
     if model.pipeline.vae.dtype != model.dtype:
         model.pipeline.vae.to(dtype=model.dtype)
 
