@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from service.contract.catalog import CatalogEntry, ModelCard
+from service.contract.costs import MeasuredCost
 from service.contract.engine import (
     FROM_ENGINE,
     Cancel,
@@ -22,6 +23,7 @@ from service.contract.engine import (
     Generate,
     Hello,
     LoadModel,
+    Measured,
     ModelFailed,
     ModelLoaded,
     ModelLoading,
@@ -60,6 +62,8 @@ class EngineChild:
         self._output: dict[str, bytes] = {}
         for name, stream in (("stdout", self.process.stdout), ("stderr", self.process.stderr)):
             self._threads.append(threading.Thread(target=self._drain, args=(name, stream), daemon=True))
+        #: What calls cost, as it was reported between other messages.
+        self.measured: list[MeasuredCost] = []
         #: Messages that came while another execution was asked for.
         self._heard: defaultdict[str, list[Received]] = defaultdict(list)
         for thread in self._threads:
@@ -80,10 +84,21 @@ class EngineChild:
         write_frame(self._writer, message, buffers)
 
     def receive(self) -> Received:
-        """Return the next message; fail when the child ended or nothing comes."""
+        """Return the next message but for reports of costs; fail when the child ended or nothing comes."""
+        while True:
+            received = self._received.get(timeout=DEADLINE_S)
+            assert received is not None, f"the child ended: {self.stderr()}"
+            if not isinstance(received[0], Measured):
+                return received
+            self.measured.extend(received[0].costs)
+
+    def take_report(self) -> None:
+        """Wait for a report of costs; nothing else may come before it."""
         received = self._received.get(timeout=DEADLINE_S)
         assert received is not None, f"the child ended: {self.stderr()}"
-        return received
+        message, _ = received
+        assert isinstance(message, Measured), message
+        self.measured.extend(message.costs)
 
     def expect(self, kind: type[M]) -> M:
         message, _ = self.receive()

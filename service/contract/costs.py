@@ -67,9 +67,10 @@ class MeasuredCost(_Frozen):
     spent_s: float = Field(ge=0, allow_inf_nan=False)
 
 
-class KeptCost(CallCost):
+class KeptCost(_Frozen):
     """A cost as it lies in Redis."""
 
+    cost: CallCost
     #: s since 1970, by the clock of the agent that wrote it: the oldest are dropped first.
     kept_s: NonNegativeInt
 

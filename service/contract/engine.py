@@ -1,8 +1,8 @@
 """What the agent and its engine child say to each other.
 
-    agent → child    LoadModel · Generate · Cancel · Shutdown
+    agent → child    Remember · LoadModel · Generate · Cancel · Shutdown
     child → agent    Hello · ModelLoading · ModelLoaded · ModelCold · ModelFailed
-                     PhaseStarted · StepDone · ImageDrawn · Finished · Refused
+                     PhaseStarted · StepDone · ImageDrawn · Finished · Refused · Measured
 
 One `Generate` is answered by any number of `PhaseStarted`, `StepDone` and `ImageDrawn`, then by exactly one of
 `Finished` and `Refused`, unless the child dies. Pixels travel as raw buffers beside the message (see `framing`).
@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.contract.catalog import CatalogEntry, ModelCard
+from service.contract.costs import MAX_KEPT, MAX_MEASURED, CallCost, MeasuredCost
 from service.contract.errors import FailureCode
 from service.contract.generation import GenerationSpec, Receipt
 
@@ -31,6 +32,13 @@ class LoadModel(_Message):
 
     type: Literal["load_model"] = "load_model"
     entry: CatalogEntry
+
+
+class Remember(_Message):
+    """What calls cost engines on devices like this one, as far as it is known. Comes soon after `Hello`."""
+
+    type: Literal["remember"] = "remember"
+    costs: tuple[CallCost, ...] = Field(max_length=MAX_KEPT)
 
 
 class Generate(_Message):
@@ -64,6 +72,8 @@ class Hello(_Message):
     type: Literal["hello"] = "hello"
     pid: int
     device: str
+    #: The kind of device, by which costs are kept: `NVIDIA H200`, `cpu: …, 8 threads`; empty = keep none.
+    device_name: str = Field(default="", max_length=200)
     #: How many `Generate` may be in flight.
     capacity: int
     versions: dict[str, str]
@@ -153,7 +163,14 @@ class Refused(_Message):
     message: str
 
 
-ToEngine = Annotated[LoadModel | Generate | Cancel | Shutdown, Field(discriminator="type")]
+class Measured(_Message):
+    """What calls cost, where that has changed; every few seconds while there are calls."""
+
+    type: Literal["measured"] = "measured"
+    costs: tuple[MeasuredCost, ...] = Field(max_length=MAX_MEASURED)
+
+
+ToEngine = Annotated[LoadModel | Remember | Generate | Cancel | Shutdown, Field(discriminator="type")]
 FromEngine = Annotated[
     Hello
     | ModelLoading
@@ -164,7 +181,8 @@ FromEngine = Annotated[
     | StepDone
     | ImageDrawn
     | Finished
-    | Refused,
+    | Refused
+    | Measured,
     Field(discriminator="type"),
 ]
 

@@ -15,6 +15,8 @@ class WorkerRecord(BaseModel):
     pool: str
     #: `cpu`, `cuda:0`, `mps`, …; empty until the engine child has said.
     device: str = ""
+    #: The kind of device, by which costs of calls are kept.
+    device_name: str = ""
     #: Ids of models in memory.
     warm: tuple[str, ...] = ()
     #: Those on their way there.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
@@ -11,10 +12,12 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 
+from service.contract.costs import CallCost
 from service.contract.errors import Overloaded, Unavailable
 from service.contract.job import Job, Status
 from service.jobs import commands, documents
 from service.jobs.commands import Argument
+from service.jobs.costs import OVERGROWN, device_key, read_entries
 from service.jobs.keys import key
 from service.jobs.scripts import SCRIPT_NAMES, ScriptName, script_text
 
@@ -194,6 +197,15 @@ class AsyncJobStore:
             if agents:
                 records = cast("list[str | None]", await self._redis.mget([key("agent", a) for a in agents]))
         return commands.registered_models(cards, records)
+
+    async def costs(self, device_name: str) -> tuple[CallCost, ...]:
+        """Return what calls are known to cost on such a device; agents see to it that it is little."""
+        name = key("costs", device_key(device_name))
+        with _as_unavailable():
+            if await self._redis.hlen(name) > OVERGROWN:
+                return ()
+            stored = await cast("Awaitable[dict[str, str]]", self._redis.hgetall(name))
+        return read_entries(stored, now_s=int(time.time())).costs
 
     async def secret(self) -> bytes:
         """Return the 32 bytes that key the MAC in ids: made once, the same for every gateway."""

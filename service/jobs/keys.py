@@ -53,6 +53,8 @@ KEYS: MappingProxyType[str, str] = MappingProxyType(
         "warm": "dr:warm:%s",
         # hash model → card, JSON
         "models": "dr:models",
+        # hash: by kind of device, what calls of an engine cost (`service.jobs.costs`)
+        "costs": "dr:costs:%s",
         # string: the key of the MAC in ids
         "secret": "dr:secret",
         # pub/sub: a job changed; the message is "revision status"

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import cast
 
+import structlog
 from redis import Redis
 
 from service.contract.catalog import ModelCard
+from service.contract.costs import MAX_KEPT, CallCost
 from service.contract.job import Job, Status
 from service.contract.worker import WorkerRecord
 from service.jobs import commands, documents
 from service.jobs.commands import Argument
+from service.jobs.costs import COSTS_TTL_MS, OVERGROWN, StoredCosts, device_key, entries, read_entries
 from service.jobs.keys import key
 from service.jobs.scripts import SCRIPT_NAMES, ScriptName, script_text
+
+log = structlog.get_logger(__name__)
 
 #: ms; five missed beats of 3 s lose a lease.
 LEASE_MS = 15_000
@@ -150,3 +156,29 @@ class JobStore:
         """Take a model off the list that gateways offer."""
         self._redis.delete(key("warm", model_id))
         return self._redis.hdel(key("models"), model_id) == 1
+
+    def keep_costs(self, device_name: str, costs: Iterable[CallCost]) -> None:
+        """Keep what calls were measured to cost on such a device, for some weeks; the oldest make room."""
+        name = key("costs", device_key(device_name))
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.hset(name, items=entries(costs, now_s=int(time.time())))
+        pipe.pexpire(name, COSTS_TTL_MS)
+        pipe.hlen(name)
+        if cast("int", pipe.execute()[-1]) > MAX_KEPT:
+            self._stored_costs(name)
+
+    def costs(self, device_name: str) -> tuple[CallCost, ...]:
+        """Return what calls are known to cost on such a device."""
+        return self._stored_costs(key("costs", device_key(device_name))).costs
+
+    def _stored_costs(self, name: str) -> StoredCosts:
+        """Return what a hash of costs holds, and take away what is damaged or too much."""
+        if self._redis.hlen(name) > OVERGROWN:
+            log.error("costs_overgrown", hash=name)
+            self._redis.delete(name)
+        stored = read_entries(cast("dict[str, str]", self._redis.hgetall(name)), now_s=int(time.time()))
+        if stored.damaged:
+            log.error("costs_damaged", hash=name, entries=len(stored.damaged))
+        if stored.surplus:
+            self._redis.hdel(name, *stored.surplus)
+        return stored

@@ -22,6 +22,7 @@ from service.telemetry.logs import configure_logging
 from worker.agent.beat import Beat
 from worker.agent.catalog import CatalogError, packaged_catalog, read_catalog
 from worker.agent.child import EngineChild
+from worker.agent.costs import CostKeeper
 from worker.agent.execution import Tools
 from worker.agent.inputs import Decoders
 from worker.agent.slots import Slots
@@ -53,12 +54,19 @@ class Agent:
         self._redis = connect(settings.redis)
         store = JobStore(self._redis)
         storage = ObjectStorage(settings.storage)
-        self._engine = EngineChild(agent, settings.log, entries, on_change=self._engine_changed)
+        costs = CostKeeper(store)
+        self._engine = EngineChild(agent, settings.log, entries, on_change=self._engine_changed, on_measured=costs.hear)
         self._decoders = Decoders()
         tools = Tools(store, storage, self._engine, self._decoders, PhaseClock(patience_s=agent.patience_s))
         self.slots = Slots(f"agent_{secrets.token_hex(6)}", agent.pool, tools)
         self._beat = Beat(
-            pool=agent.pool, slots=self.slots, engine=self._engine, store=store, storage=storage, redis=self._redis
+            pool=agent.pool,
+            slots=self.slots,
+            engine=self._engine,
+            store=store,
+            storage=storage,
+            redis=self._redis,
+            costs=costs,
         )
 
     def run(self) -> int:

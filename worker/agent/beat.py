@@ -17,6 +17,7 @@ from service.jobs.reaper import Patience
 from service.jobs.store import JobStore
 from service.storage.s3 import ObjectStorage, StorageError
 from worker.agent.child import EngineChild
+from worker.agent.costs import CostKeeper
 from worker.agent.slots import Slots
 
 log = structlog.get_logger(__name__)
@@ -27,6 +28,8 @@ _LOOK_S = 0.25
 _RENEW_S = 3.0
 #: s between two announcements, and ms until a silent agent counts as gone.
 _ANNOUNCE_S, _PRESENCE_MS = 3.0, 12_000
+#: s between two looks at what the engine measured, and whether it is new.
+_COSTS_S = 0.5
 #: s between two reaper passes; every agent and gateway makes them, a little apart.
 _REAP_S = 1.0
 #: s to wait after Redis did not answer.
@@ -37,7 +40,15 @@ class Beat:
     """Runs the duties from `start` to `stop`. Redis being away is logged once and waited for."""
 
     def __init__(
-        self, *, pool: str, slots: Slots, engine: EngineChild, store: JobStore, storage: ObjectStorage, redis: Redis
+        self,
+        *,
+        pool: str,
+        slots: Slots,
+        engine: EngineChild,
+        store: JobStore,
+        storage: ObjectStorage,
+        redis: Redis,
+        costs: CostKeeper,
     ):
         self._pool = pool
         self._slots = slots
@@ -45,6 +56,7 @@ class Beat:
         self._store = store
         self._storage = storage
         self._redis = redis
+        self._costs = costs
         self._stopped = threading.Event()
         self._started_ms = round(time.time() * 1000)
         duties: dict[str, Callable[[], None]] = {
@@ -53,6 +65,7 @@ class Beat:
             "presence": self._announce,
             "reaper": self._reap,
             "eraser": self._erase,
+            "costs": self._keep_costs,
         }
         self._threads = [
             threading.Thread(target=self._forever, args=(name, duty), name=name, daemon=True)
@@ -71,6 +84,7 @@ class Beat:
             thread.join(2)
         try:
             self._store.withdraw(self._slots.agent_id)
+            self._costs.keep(self._engine)
         except RedisError:
             log.info("withdraw_failed")
 
@@ -118,6 +132,7 @@ class Beat:
             agent_id=self._slots.agent_id,
             pool=self._pool,
             device=hello.device if hello else "",
+            device_name=hello.device_name if hello else "",
             warm=models.warm,
             loading=models.loading,
             cold=models.cold,
@@ -130,6 +145,10 @@ class Beat:
         while time.monotonic() < deadline_s and (now := self._engine.models) and (now.warm, now.loading) == shown:
             if self._stopped.wait(0.1):
                 return
+
+    def _keep_costs(self) -> None:
+        while not self._stopped.wait(_COSTS_S):
+            self._costs.keep(self._engine)
 
     def _reap(self) -> None:
         patience = Patience()

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import structlog
 
 from service.contract.catalog import CatalogEntry
+from service.contract.costs import CallCost
 from service.contract.engine import (
     FROM_ENGINE,
     Cancel,
@@ -25,10 +26,12 @@ from service.contract.engine import (
     Generate,
     Hello,
     LoadModel,
+    Measured,
     ModelCold,
     ModelFailed,
     ModelLoaded,
     ModelLoading,
+    Remember,
 )
 from service.contract.framing import Buffer, FramingError, read_frame
 from service.settings.groups import LogSettings
@@ -62,8 +65,8 @@ Listener = Callable[[EngineEvent, list[bytes]], None]
 class EngineChild:
     """One engine process after another. Thread-safe.
 
-    `on_change` is called (on the reader's thread) whenever the child became ready or was lost. No method but `kill` and
-    `stop` waits for the child.
+    On the reader's thread `on_change` is called whenever the child became ready or was lost, and `on_measured` with
+    what it measured. No method but `kill` and `stop` waits for the child.
     """
 
     def __init__(
@@ -73,12 +76,14 @@ class EngineChild:
         entries: Sequence[CatalogEntry],
         *,
         on_change: Callable[[], None],
+        on_measured: Callable[[Measured], None],
     ) -> None:
         self._settings = settings
         self._logs = logs
         # The default first: it is what most requests are for.
         self._entries = tuple(sorted(entries, key=lambda entry: not entry.default))
         self._on_change = on_change
+        self._on_measured = on_measured
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._letters: Letters | None = None
@@ -130,6 +135,11 @@ class EngineChild:
         """Ask the child to drop a request at its next step."""
         with self._lock:
             self._send(Cancel(execution_id=execution_id))
+
+    def remember(self, costs: Sequence[CallCost]) -> None:
+        """Tell the child what calls are known to cost."""
+        with self._lock:
+            self._send(Remember(costs=tuple(costs)))
 
     def release(self, execution_id: str) -> None:
         """Stop listening for a request."""
@@ -183,6 +193,7 @@ class EngineChild:
             *("--threads", str(self._settings.engine_threads)),
             *("--capacity", str(self._settings.engine_capacity)),
             *("--model-bytes", str(round(self._settings.model_memory_gib * 2**30))),
+            *("--step-target-s", str(self._settings.step_target_s)),
             *("--log-format", self._logs.log, "--log-level", self._logs.log_level),
         ]
         try:
@@ -241,6 +252,8 @@ class EngineChild:
                 self._expect_within(self._settings.load_s)
             case ModelLoading() | ModelLoaded() | ModelCold() | ModelFailed():
                 self._hear_of_model(message)
+            case Measured():
+                self._on_measured(message)
             case _:
                 with self._lock:
                     listener = self._listeners.get(message.execution_id)
@@ -293,7 +306,7 @@ class EngineChild:
         self._on_change()
         return bool(models.cards)
 
-    def _send(self, message: LoadModel | Generate | Cancel, buffers: Sequence[Buffer] = ()) -> bool:
+    def _send(self, message: LoadModel | Generate | Cancel | Remember, buffers: Sequence[Buffer] = ()) -> bool:
         """Have a message written to the living child; False where there is none. Hold the lock."""
         if self._letters is None:
             return False

@@ -51,7 +51,13 @@ def _engine(inbox: Inbox, outbox: Outbox, arguments: argparse.Namespace) -> Engi
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    return Engine(inbox, outbox, capacity=arguments.capacity, model_bytes=arguments.model_bytes)
+    return Engine(
+        inbox,
+        outbox,
+        capacity=arguments.capacity,
+        model_bytes=arguments.model_bytes,
+        step_target_s=arguments.step_target_s,
+    )
 
 
 def _die_with_parent() -> None:
@@ -71,6 +77,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model-bytes", type=int, default=0, help="bytes that models may fill; 0 leaves it to the device"
     )
+    parser.add_argument("--step-target-s", type=float, default=0.0, help="s of a denoiser call of several; 0 = any")
     parser.add_argument("--log-format", choices=("console", "json"), default="console")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser.parse_args()

@@ -10,12 +10,12 @@ from typing import BinaryIO
 
 import structlog
 
-from service.contract.engine import TO_ENGINE, Cancel, FromEngine, Generate, LoadModel, Shutdown
+from service.contract.engine import TO_ENGINE, Cancel, FromEngine, Generate, LoadModel, Remember, Shutdown, ToEngine
 from service.contract.framing import Buffer, FramingError, read_frame, write_frame
 
 log = structlog.get_logger()
 
-Work = tuple[LoadModel | Generate, list[bytes]]
+Work = tuple[LoadModel | Remember | Generate, list[bytes]]
 
 
 class Inbox:
@@ -37,12 +37,12 @@ class Inbox:
         """Begin to read."""
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
-    def take(self, *, wait: bool) -> list[Work]:
-        """Return all work that has arrived, with its buffers; `wait` for something to arrive."""
+    def take(self, *, wait: bool, timeout_s: float | None = None) -> list[Work]:
+        """Return all work that has arrived, with its buffers; `wait` for something to arrive, or until `timeout_s`."""
         taken: list[Work] = []
         try:
             while True:
-                arrived = self._work.get(block=wait)
+                arrived = self._work.get(block=wait, timeout=timeout_s)
                 wait = False
                 if callable(arrived):
                     arrived()
@@ -80,7 +80,7 @@ class Inbox:
             os._exit(os.EX_PROTOCOL)
         os._exit(os.EX_OK)
 
-    def _take(self, message: LoadModel | Generate | Cancel | Shutdown, buffers: list[bytes]) -> None:
+    def _take(self, message: ToEngine, buffers: list[bytes]) -> None:
         match message:
             case Shutdown():
                 os._exit(os.EX_OK)
@@ -93,7 +93,7 @@ class Inbox:
                 with self._lock:
                     self._open[message.execution_id] = False
                 self._work.put((message, buffers))
-            case LoadModel():
+            case LoadModel() | Remember():
                 self._work.put((message, buffers))
 
 

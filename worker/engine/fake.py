@@ -23,23 +23,30 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+import structlog
+
 from service.contract.catalog import CatalogEntry, ModelCard
+from service.contract.costs import CallCost, CallLabel, MeasuredCost
 from service.contract.engine import (
     Finished,
     Generate,
     Hello,
     ImageDrawn,
     LoadModel,
+    Measured,
     ModelFailed,
     ModelLoaded,
     PhaseStarted,
     Refused,
+    Remember,
     StepDone,
 )
 from service.contract.errors import FailureCode
 from service.contract.generation import Receipt
 from service.telemetry.logs import configure_logging
 from worker.engine.channel import Inbox, Outbox
+
+log = structlog.get_logger()
 
 _STEP_S = 0.01
 _SHA256 = "0" * 64
@@ -58,20 +65,25 @@ class FakeEngine:
 
     def run(self) -> NoReturn:
         """Greet, then work."""
-        self._outbox.send(Hello(pid=os.getpid(), device="fake", capacity=self._capacity, versions={}))
+        self._outbox.send(
+            Hello(pid=os.getpid(), device="fake", device_name="fake", capacity=self._capacity, versions={})
+        )
         while True:
             for message, _buffers in self._inbox.take(wait=True):
                 self._answer(message)
 
-    def _answer(self, message: LoadModel | Generate) -> None:
+    def _answer(self, message: LoadModel | Remember | Generate) -> None:
         match message:
             case LoadModel():
                 answer = _load(message.entry)
                 if isinstance(answer, ModelLoaded):
                     self._models.add(message.entry.id)
                 self._outbox.send(answer)
+            case Remember():
+                log.info("fake_told", costs=len(message.costs))
             case Generate():
                 self._outbox.send(self._draw(message))
+                self._outbox.send(_measured(message))
                 self._inbox.close(message.execution_id)
 
     def _draw(self, request: Generate) -> Finished | Refused:
@@ -126,6 +138,23 @@ class FakeEngine:
             self._outbox.send(drawn, [colour * (spec.width * spec.height)])
 
 
+def _measured(request: Generate) -> Measured:
+    """Return a report of one step for each that was drawn, of a millisecond each."""
+    spec = request.spec
+    steps = spec.steps * spec.num_images
+    label = CallLabel(
+        model=spec.model,
+        sha256=_SHA256[:12],
+        kind="denoise",
+        width_px=spec.width,
+        height_px=spec.height,
+        tokens=77,
+        dtype="float32",
+    )
+    cost = CallCost(label=label, rows=2, seconds=0.001, calls=steps)
+    return Measured(costs=(MeasuredCost(cost=cost, calls=steps, spent_s=0.001 * steps),))
+
+
 def _load(entry: CatalogEntry) -> ModelLoaded | ModelFailed:
     folder = Path(entry.source)
     if (folder / "stuck").exists():
@@ -157,7 +186,7 @@ def main() -> NoReturn:
     parser = argparse.ArgumentParser()
     for name in ("--fd-in", "--fd-out", "--threads", "--capacity", "--model-bytes"):
         parser.add_argument(name, type=int, required=True)
-    for name in ("--log-format", "--log-level"):
+    for name in ("--step-target-s", "--log-format", "--log-level"):
         parser.add_argument(name, required=True)
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

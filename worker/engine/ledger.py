@@ -6,11 +6,13 @@ is no measure of the second.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from service.contract.costs import CallCost, CallLabel, MeasuredCost
+from service.contract.costs import MAX_MEASURED, CallCost, CallLabel, MeasuredCost
+from service.contract.engine import Measured
 
 #: Labels that are remembered, and widths of each: the ones measured last.
 _LABELS, _WIDTHS = 256, 64
@@ -19,6 +21,8 @@ _MEAN_CALLS = 16
 #: Calls of a label after which a width that was not among them may cost something else by now: a neighbour took the
 #: device for a while, a first call warmed up. It is then tried, and measured, anew.
 _STALE_CALLS = 256
+#: s between two reports.
+_REPORT_S = 3.0
 #: Bounds of `CallCost.seconds`.
 _LEAST_S, _MOST_S = 1e-9, 86_400.0
 #: What an earlier engine's number of calls counts for at most, so that what is usual now can outnumber it.
@@ -155,6 +159,29 @@ class Ledger:
         told = MeasuredCost(cost=cost, calls=width.fresh_calls, spent_s=width.fresh_s)
         width.fresh_calls, width.fresh_s = 0, 0.0
         return told
+
+
+class CostReports:
+    """Tells the agent what calls cost, where that has changed: at once after a pause, then every few seconds."""
+
+    def __init__(
+        self, ledger: Ledger, tell: Callable[[Measured], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._ledger = ledger
+        self._tell = tell
+        self._clock = clock
+        self._next_s = float("-inf")
+
+    def due_in_s(self) -> float | None:
+        """Return how long there is until `tell` has something to say; None where that takes another call."""
+        return max(0.0, self._next_s - self._clock()) if self._ledger.has_changed else None
+
+    def tell(self) -> None:
+        """Send a report if one is due."""
+        now_s = self._clock()
+        if self._ledger.has_changed and now_s >= self._next_s:
+            self._next_s = now_s + _REPORT_S
+            self._tell(Measured(costs=tuple(self._ledger.changed(MAX_MEASURED))))
 
 
 def rows_within(widths: Sequence[tuple[int, float]], seconds: float) -> int:

@@ -11,13 +11,15 @@ from typing import NoReturn
 import structlog
 import torch
 
-from service.contract.engine import Finished, Generate, Hello, LoadModel, PhaseStarted, Refused
+from service.contract.engine import Finished, Generate, Hello, LoadModel, PhaseStarted, Refused, Remember
 from service.contract.errors import FailureCode
 from worker.engine.background import Background
 from worker.engine.batch import batch_for
 from worker.engine.channel import Inbox, Outbox
+from worker.engine.device import device_name
 from worker.engine.drawing import Drawing, library_versions
 from worker.engine.faults import Fault, classify, free_memory, report
+from worker.engine.ledger import CostReports, Ledger
 from worker.engine.memory import budget_bytes, shelf_bytes
 from worker.engine.residency import Residency
 from worker.engine.shelf import Shelf
@@ -31,14 +33,21 @@ log = structlog.get_logger()
 class Engine:
     """Takes messages until the pipe ends. A request that fails takes nothing down but itself."""
 
-    def __init__(self, inbox: Inbox, outbox: Outbox, *, capacity: int = 0, model_bytes: int = 0) -> None:
-        """`capacity`: requests drawn at once; 0 = as many as suit the device. `model_bytes`: see `budget_bytes`."""
+    def __init__(
+        self, inbox: Inbox, outbox: Outbox, *, capacity: int = 0, model_bytes: int = 0, step_target_s: float = 0.0
+    ) -> None:
+        """`capacity`: requests drawn at once; 0 = as many as suit the device. `model_bytes`: see `budget_bytes`.
+
+        `step_target_s`: see `RowBudget`.
+        """
         torch.set_grad_enabled(False)  # before the batch: its strands may not differ from it
         self._device = resolve_device("auto")
         self._inbox = inbox
         self._outbox = outbox
         self._capacity = capacity or suitable_capacity(self._device)
-        self._batch = batch_for(self._device, lost=_exit)
+        self._ledger = Ledger()
+        self._reports = CostReports(self._ledger, outbox.send)
+        self._batch = batch_for(self._device, lost=_exit, ledger=self._ledger, step_target_s=step_target_s)
         self._models = Residency(
             self._batch.hub,
             Background(inbox.hand_over),
@@ -51,13 +60,22 @@ class Engine:
 
     def run(self) -> NoReturn:
         """Greet the agent, then work until the inbox ends the process."""
-        device = str(self._device)
-        self._outbox.send(Hello(pid=os.getpid(), device=device, capacity=self._capacity, versions=library_versions()))
+        self._outbox.send(
+            Hello(
+                pid=os.getpid(),
+                device=str(self._device),
+                device_name=device_name(self._device),
+                capacity=self._capacity,
+                versions=library_versions(),
+            )
+        )
         while True:
-            for message, buffers in self._inbox.take(wait=not self._batch.busy):
+            for message, buffers in self._inbox.take(wait=not self._batch.busy, timeout_s=self._reports.due_in_s()):
                 match message:
                     case LoadModel():
                         self._models.offer(message.entry)
+                    case Remember():
+                        self._ledger.remember(message.costs)
                     case Generate():
                         self._begin(message, buffers)
             for execution_id in self._inbox.newly_canceled():
@@ -65,6 +83,7 @@ class Engine:
                 if strand:  # one that has not begun sees it by itself
                     self._batch.hub.stop(strand, Refusal("canceled", "Canceled."))
             self._batch.tick()
+            self._reports.tell()
 
     def _begin(self, request: Generate, buffers: list[bytes]) -> None:
         """Let a request join the batch."""

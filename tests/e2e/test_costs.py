@@ -1,0 +1,78 @@
+"""What calls cost outlives the engine that measured it, its agent, and an outage of Redis."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from service.jobs.costs import device_key
+from service.jobs.keys import key
+from tests.costs import cost
+from tests.e2e.outages import Outpost
+from tests.e2e.processes import wait_for
+
+#: As the fake engine calls its device.
+DEVICE = "fake"
+
+
+def told(outpost: Outpost, name: str, count: int = 1) -> list[dict[str, Any]]:
+    """Wait until so many engines of an agent were told what is known; return their words."""
+
+    def look() -> list[dict[str, Any]]:
+        found = outpost.events("fake_told", name)
+        return found if len(found) >= count else []
+
+    return wait_for("what the engine was told", look, timeout_s=20)
+
+
+def kept_sizes(outpost: Outpost) -> set[int]:
+    return {each.label.width_px for each in outpost.store.costs(DEVICE)}
+
+
+def test_costs_are_kept_for_the_next_engine_and_the_next_agent(outpost: Outpost, name: str) -> None:
+    outpost.redis.delete(key("costs", device_key(DEVICE)))
+    agent = outpost.agent(name)
+    assert told(outpost, name)[0]["costs"] == 0
+    assert outpost.ended([outpost.submit(), outpost.submit(side_px=128)]) == ["succeeded"] * 2
+    wait_for("the costs in Redis", lambda: kept_sizes(outpost) == {64, 128}, timeout_s=20)
+    os.kill(outpost.service.engine_of(agent), signal.SIGKILL)
+    assert told(outpost, name, 2)[1]["costs"] == 2
+    agent.terminate()
+    assert agent.wait(15) == 0
+    outpost.agent(f"{name}-next")
+    assert told(outpost, f"{name}-next")[0]["costs"] == 2
+
+
+def test_what_is_measured_while_redis_is_away_is_kept_when_it_is_back(outpost: Outpost, name: str) -> None:
+    outpost.agent(name)
+    told(outpost, name)
+    outpost.redis.delete(key("costs", device_key(DEVICE)))
+    job_id = outpost.submit("step=0.1", side_px=192, steps=10)
+    outpost.wait_until(job_id, "running")
+    outpost.redis_proxy.cut()
+    wait_for("the outage", lambda: outpost.events("redis_unavailable", name), timeout_s=30)
+    outpost.redis_proxy.mend()
+    assert outpost.ended([job_id]) == ["succeeded"]
+    wait_for("the costs in Redis", lambda: kept_sizes(outpost) == {192}, timeout_s=20)
+
+
+def test_a_damaged_entry_keeps_no_agent_from_working(outpost: Outpost, name: str) -> None:
+    name_of_hash = key("costs", device_key(DEVICE))
+    outpost.redis.delete(name_of_hash)
+    outpost.store.keep_costs(DEVICE, [cost(2, 0.1)])
+    outpost.redis.hset(name_of_hash, "tiny:2", '{"seconds": 1e999')
+    outpost.agent(name)
+    assert told(outpost, name)[0]["costs"] == 1
+    assert len(outpost.events("costs_damaged", name)) == 1
+    assert outpost.ended([outpost.submit()]) == ["succeeded"]
+
+
+def test_costs_under_a_key_of_another_kind_are_waited_for_and_the_agent_works(outpost: Outpost, name: str) -> None:
+    name_of_hash = key("costs", device_key(DEVICE))
+    outpost.redis.delete(name_of_hash)
+    outpost.redis.set(name_of_hash, "no hash")
+    outpost.agent(name)
+    assert outpost.ended([outpost.submit()]) == ["succeeded"]
+    outpost.redis.delete(name_of_hash)
+    wait_for("the costs in Redis", lambda: kept_sizes(outpost) == {64}, timeout_s=20)
