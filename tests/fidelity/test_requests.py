@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.contract.generation import SEED_MAX
+from service.contract.generation import SEED_MAX, Task
 from tests.fidelity.cases import MODELS_AND_TASKS, TASKS, Case
 from tests.fidelity.engine import EngineSide, assert_equal, steps_of
 from tests.fidelity.reference import Reference
@@ -81,8 +81,9 @@ def test_nine_channels_equal_diffusers_at_every_strength(
     assert_equal(engine_side(model), reference(model), case)
 
 
-def test_an_sdxl_refiner_equals_diffusers(engine_side: EngineSides, reference: References) -> None:
-    case = IMAGE.but(scheduler="euler", negative_prompt="a dog")
+@pytest.mark.parametrize("task", TASKS[1:])
+def test_an_sdxl_refiner_equals_diffusers(engine_side: EngineSides, reference: References, task: Task) -> None:
+    case = IMAGE.but(task=task, scheduler="euler", negative_prompt="a dog")
     assert_equal(engine_side("sdxl_refiner"), reference("sdxl_refiner"), case)
 
 

@@ -38,7 +38,7 @@ def edit(path: Path, **changes: Any) -> None:
         ("sd15", "sd1", ALL, "pndm"),
         ("sd21", "sd2", ALL, "ddim"),
         ("sdxl", "sdxl", ALL, "euler"),
-        ("sdxl_refiner", "sdxl", ("image-to-image",), "euler"),
+        ("sdxl_refiner", "sdxl", ("image-to-image", "inpaint"), "euler"),
         ("sd_inpaint", "sd1", ("inpaint",), "pndm"),
         ("sdxl_inpaint", "sdxl", ("inpaint",), "euler"),
     ],

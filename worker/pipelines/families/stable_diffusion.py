@@ -208,7 +208,7 @@ def _tasks(unet: UNetConfig, vae: VaeConfig, *, refiner: bool) -> tuple[Task, ..
     if unet.in_channels == 9:
         return ("inpaint",)
     if unet.in_channels == 4:
-        return ("image-to-image",) if refiner else ALL_TASKS
+        return ("image-to-image", "inpaint") if refiner else ALL_TASKS
     raise UnusableModel(f"Its denoiser takes {unet.in_channels} channels. {SUPPORTED}")
 
 
