@@ -29,6 +29,8 @@ class Watched(Drawing):
     def __init__(self, *args: Any, guest: Guest, **options: Any) -> None:
         super().__init__(*args, **options)
         self._guest = guest
+        if guest.floats is not None:
+            self._image = guest.floats
 
     def _denoise(self, index: int, *args: Any, **options: Any) -> torch.Tensor:
         latents = super()._denoise(index, *args, **options)
@@ -48,6 +50,8 @@ class Guest:
 
     case: Case
     num_images: int = 1
+    #: The input picture in more than the 8 bits that an agent sends, (1, 3, height, width) in [0, 1].
+    floats: torch.Tensor | None = None
     #: Canceled as seen by itself after that step, or from outside where it then waits.
     cancel_at_step: int | None = None
     stop_at_step: int | None = None
