@@ -40,6 +40,10 @@ class AgentSettings(BaseSettings):
     patience_s: float = Field(default=600.0, ge=1, le=86_400)
     #: s for reading one model from disk or hub.
     load_s: float = Field(default=3600.0, ge=1, le=86_400)
+    #: Port on which Prometheus finds what this worker counts; 0 = nothing listens.
+    metrics_port: int = Field(default=0, ge=0, le=65_535)
+    #: The address that the port is opened on. It answers whoever reaches it.
+    metrics_host: str = "127.0.0.1"
     #: The Python module run as the engine child. Fault campaigns name `worker.engine.fake`; nobody else changes it.
     engine_module: str = Field(default="worker.engine", pattern=r"^[A-Za-z_][\w.]*$")
 

@@ -38,6 +38,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def samples(port: int) -> dict[str, float]:
+    """Return what a process tells Prometheus: name and labels → value."""
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
+    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
 def alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0]

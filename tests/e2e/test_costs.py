@@ -1,4 +1,4 @@
-"""What calls cost outlives the engine that measured it, its agent, and an outage of Redis."""
+"""What calls cost outlives the engine that measured it, its agent, and an outage of Redis; and Prometheus sees it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 from service.jobs.costs import device_key
 from service.jobs.keys import key
+from service.telemetry import metric_names
 from tests.costs import cost
 from tests.e2e.outages import Outpost
-from tests.e2e.processes import wait_for
+from tests.e2e.processes import free_port, samples, wait_for
 
 #: As the fake engine calls its device.
 DEVICE = "fake"
@@ -76,3 +77,36 @@ def test_costs_under_a_key_of_another_kind_are_waited_for_and_the_agent_works(ou
     assert outpost.ended([outpost.submit()]) == ["succeeded"]
     outpost.redis.delete(name_of_hash)
     wait_for("the costs in Redis", lambda: kept_sizes(outpost) == {64}, timeout_s=20)
+
+
+def test_prometheus_reads_what_an_agent_has_done(outpost: Outpost, name: str) -> None:
+    port = free_port()
+    agent = outpost.agent(name, DARKROOM_METRICS_PORT=str(port))
+    assert outpost.ended([outpost.submit("a secret"), outpost.submit("omit")]) == ["succeeded", "failed"]
+    calls = f'{metric_names.ENGINE_CALLS}{{kind="denoise",model="tiny"}}'
+    ends = [f'{metric_names.EXECUTIONS}{{model="tiny",outcome="{status}"}}' for status in ("succeeded", "failed")]
+
+    def look() -> dict[str, float] | None:
+        seen = samples(port)
+        return seen if seen.get(calls) == 8 and set(ends) <= set(seen) else None
+
+    found = wait_for("both reports and both ends", look, timeout_s=10)
+    assert [found[each] for each in ends] == [1, 1]
+    assert found[f'{metric_names.IMAGES}{{model="tiny"}}'] == 1
+    assert found[f'{metric_names.PHASE_SECONDS}_count{{phase="denoise"}}'] == 1
+    assert found[f'{metric_names.PHASE_SECONDS}_sum{{phase="denoise"}}'] >= 0.04
+    assert (found[metric_names.ENGINE_RESTARTS], found[metric_names.MODELS_WARM]) == (0, 1)
+    os.kill(outpost.service.engine_of(agent), signal.SIGKILL)
+    wait_for("another engine", lambda: samples(port)[metric_names.ENGINE_RESTARTS] == 1, timeout_s=20)
+    assert "ada" not in "".join(found)
+    assert "secret" not in "".join(found)
+
+
+def test_an_agent_whose_metrics_port_is_taken_says_so_and_ends(outpost: Outpost, name: str) -> None:
+    port = free_port()
+    outpost.agent(name, DARKROOM_METRICS_PORT=str(port))
+    second = outpost.service.agent(f"{name}-second", DARKROOM_METRICS_PORT=str(port))
+    assert second.wait(30) == 1
+    assert f"darkroom worker: DARKROOM_METRICS_HOST, DARKROOM_METRICS_PORT: cannot listen on 127.0.0.1:{port}" in (
+        outpost.log(f"{name}-second")
+    )

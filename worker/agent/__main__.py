@@ -8,10 +8,12 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import structlog
 
+from service.contract.engine import Measured
 from service.jobs.connection import connect
 from service.jobs.queue import answer_bells
 from service.jobs.store import JobStore
@@ -25,6 +27,7 @@ from worker.agent.child import EngineChild
 from worker.agent.costs import CostKeeper
 from worker.agent.execution import Tools
 from worker.agent.inputs import Decoders
+from worker.agent.metrics import AgentMetrics
 from worker.agent.slots import Slots
 from worker.agent.watch import PhaseClock
 
@@ -55,9 +58,14 @@ class Agent:
         store = JobStore(self._redis)
         storage = ObjectStorage(settings.storage)
         costs = CostKeeper(store)
-        self._engine = EngineChild(agent, settings.log, entries, on_change=self._engine_changed, on_measured=costs.hear)
+        self._metrics = AgentMetrics(entry.id for entry in entries)
+        self._engine = EngineChild(
+            agent, settings.log, entries, on_change=self._engine_changed, on_measured=self._measured_by(costs)
+        )
         self._decoders = Decoders()
-        tools = Tools(store, storage, self._engine, self._decoders, PhaseClock(patience_s=agent.patience_s))
+        tools = Tools(
+            store, storage, self._engine, self._decoders, PhaseClock(patience_s=agent.patience_s), self._metrics
+        )
         self.slots = Slots(f"agent_{secrets.token_hex(6)}", agent.pool, tools)
         self._beat = Beat(
             pool=agent.pool,
@@ -68,6 +76,13 @@ class Agent:
             redis=self._redis,
             costs=costs,
         )
+
+    def expose_metrics(self) -> None:
+        """Let Prometheus read what is counted, where the settings say so. Raises `SettingsError`."""
+        self._metrics.watch(self._engine)
+        agent = self._settings.agent
+        if agent.metrics_port:
+            self._metrics.serve(agent.metrics_host, agent.metrics_port)
 
     def run(self) -> int:
         """Serve until told to stop; return the process' exit code."""
@@ -123,6 +138,13 @@ class Agent:
         log.error("agent_left_without_goodbye", agent_id=self.slots.agent_id)
         os._exit(1)
 
+    def _measured_by(self, costs: CostKeeper) -> Callable[[Measured], None]:
+        def hear(message: Measured) -> None:
+            costs.hear(message)
+            self._metrics.measured(message)
+
+        return hear
+
     def _engine_changed(self) -> None:
         self.slots.engine_changed()
 
@@ -143,6 +165,7 @@ def main() -> None:
         settings = WorkerSettings.from_environment()
         configure_logging(settings.log.log, settings.log.log_level)
         agent = Agent(settings)
+        agent.expose_metrics()
     except (SettingsError, CatalogError) as err:
         sys.exit(f"darkroom worker: {err}")
     # Threads that wait for Redis or S3 must not keep a drained process alive.

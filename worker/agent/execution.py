@@ -31,6 +31,7 @@ from service.storage.s3 import (
 from worker.agent.child import EngineChild, EngineEvent, EngineLost
 from worker.agent.infotext import infotext
 from worker.agent.inputs import Decoders
+from worker.agent.metrics import AgentMetrics
 from worker.agent.outputs import encode
 from worker.agent.watch import PhaseClock
 
@@ -82,6 +83,7 @@ class Tools:
     engine: EngineChild
     decoders: Decoders
     clock: PhaseClock
+    metrics: AgentMetrics
 
 
 @dataclass(slots=True)
@@ -139,6 +141,7 @@ class Execution:
                 outcome = _failed(FailureCode(err.failure), err.message)
             except _Dropped:
                 self._clean_up()
+                self._count("dropped")
                 return
             except Exception:
                 # One job's defect must not stop its worker.
@@ -151,6 +154,7 @@ class Execution:
                 self._commit(outcome)
             except _Dropped:
                 log.info("commit_left_to_the_next", status=str(outcome.status))
+                self._count("dropped")
 
     def _draw(self) -> Outcome:
         started_s = time.monotonic()
@@ -334,8 +338,16 @@ class Execution:
         """End the job; a result waits for Redis as long as this process lives."""
         reply = self._patiently(lambda: self._tools.store.commit(self.job.id, self.execution_id, outcome))
         log.info("generation_ended", status=str(outcome.status), commit=reply, attempt=self.job.attempt)
+        if reply == "fenced":
+            self._count("fenced")
+        else:
+            stored = sum(not image.flagged for image in outcome.images)
+            self._count(str(outcome.status), images=stored, timings=outcome.timings)
         if reply == "fenced" or outcome.status is not Status.SUCCEEDED:
             self._clean_up()
+
+    def _count(self, outcome: str, *, images: int = 0, timings: Timings | None = None) -> None:
+        self._tools.metrics.ended(self.job.model, outcome, images=images, timings=timings)
 
     def _patiently(self, call: Callable[[], str | Status | None]) -> str | Status | None:
         """Repeat a call to Redis until it is answered: every script may be repeated.
