@@ -24,6 +24,7 @@ from service.generations.ids import IdSource
 from service.generations.listing import ListGenerations
 from service.generations.models import ModelDirectory
 from service.generations.pictures import PictureLimits
+from service.generations.previews import SeePreview
 from service.generations.submit import SubmitGeneration, SubmitRules
 from service.generations.wait import WatchGeneration
 from service.jobs.async_store import AsyncJobStore
@@ -99,10 +100,12 @@ def _gateway(
         rules=_rules(settings.admission),
         threads=threads,
     )
+    watch = WatchGeneration(store=store, waiters=waiters, ids=ids)
     return Gateway(
         authenticator=authenticator,
         submit=submit,
-        watch=WatchGeneration(store=store, waiters=waiters, ids=ids),
+        watch=watch,
+        preview=SeePreview(store=store, watch=watch),
         cancel=CancelGeneration(store=store, ids=ids),
         erase=EraseGeneration(store=store, ids=ids),
         listing=ListGenerations(store),

@@ -182,6 +182,10 @@ class Hand:
         """Tell progress of a claimed job."""
         self._store.renew("agent-1", [Holding(job.id, str(job.execution_id), step, steps, "denoise")])
 
+    def show(self, job: Job, preview: bytes) -> None:
+        """Show what a claimed job looks like so far."""
+        assert self._store.show_preview(job.id, str(job.execution_id), preview)
+
     def _commit(self, job: Job, outcome: Outcome) -> None:
         assert self._store.commit(job.id, str(job.execution_id), outcome) == "committed"
 

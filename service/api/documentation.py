@@ -72,6 +72,12 @@ PREFER: Parameter = {
     "schema": {"type": "string"},
     "example": "wait=30",
 }
+IF_NONE_MATCH: Parameter = {
+    "name": "If-None-Match",
+    "in": "header",
+    "description": "ETags of what is known already; 304 where the answer would be one of them.",
+    "schema": {"type": "string"},
+}
 IDEMPOTENCY_KEY: Parameter = {
     "name": "Idempotency-Key",
     "in": "header",

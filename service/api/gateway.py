@@ -12,6 +12,7 @@ from service.generations.cancel import CancelGeneration
 from service.generations.erase import EraseGeneration
 from service.generations.listing import ListGenerations
 from service.generations.models import ModelDirectory
+from service.generations.previews import SeePreview
 from service.generations.submit import SubmitGeneration
 from service.generations.wait import WatchGeneration
 from service.jobs.async_store import AsyncJobStore
@@ -27,6 +28,7 @@ class Gateway:
     authenticator: Authenticator
     submit: SubmitGeneration
     watch: WatchGeneration
+    preview: SeePreview
     cancel: CancelGeneration
     erase: EraseGeneration
     listing: ListGenerations

@@ -208,6 +208,33 @@ async def get_image(request: Request) -> Response:
     return Response(status_code=302, headers={"Location": link})
 
 
+@router.get(
+    GENERATIONS_PATH + "/{generation_id}/preview",
+    operation_id="getPreview",
+    summary="See what a running generation looks like so far",
+    description="The first picture as its model foresees it, small; it changes while the generation runs.",
+    responses={
+        200: {
+            "description": "The latest preview.",
+            "content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}},
+            "headers": {"ETag": doc.header("Changes with the preview; send it in If-None-Match.")},
+        },
+        304: {"description": "It is still the one named in If-None-Match."},
+        **doc.refusals(404, 410),
+    },
+    openapi_extra={"parameters": [doc.GENERATION_ID, doc.IF_NONE_MATCH]},
+)
+async def get_preview(request: Request) -> Response:
+    """Answer with the latest preview itself."""
+    gateway, caller, generation_id = gateway_of(request), await caller_of(request), _generation_id(request)
+    preview = await gateway.preview.see(caller.tenant, generation_id)
+    tag = f'"{preview.sha256[:32]}"'
+    known = {each.strip() for line in request.headers.getlist("if-none-match") for each in line.split(",")}
+    if tag in known:
+        return Response(status_code=304, headers={"ETag": tag})
+    return Response(preview.data, headers={"ETag": tag}, media_type="image/webp")
+
+
 def _json(resource: BaseModel, status: int = 200) -> Response:
     return Response(resource.model_dump_json(), status_code=status, media_type="application/json")
 

@@ -63,6 +63,8 @@ class CatalogEntry(_Frozen):
     dtype: DType | Literal["auto"] = "auto"
     #: `auto` = cuda, then mps, then cpu.
     device: str = "auto"
+    #: An `AutoencoderTiny` for previews: a folder or a hub id; None = previews of one pixel a latent.
+    preview_decoder: str | None = None
     #: Exactly one model is the default of requests that name none.
     default: bool = False
     defaults: SamplingDefaults = SamplingDefaults()

@@ -2,10 +2,10 @@
 
     agent → child    Remember · LoadModel · Generate · Cancel · Shutdown
     child → agent    Hello · ModelLoading · ModelLoaded · ModelCold · ModelFailed
-                     PhaseStarted · StepDone · ImageDrawn · Finished · Refused · Measured
+                     PhaseStarted · StepDone · PreviewDrawn · ImageDrawn · Finished · Refused · Measured
 
-One `Generate` is answered by any number of `PhaseStarted`, `StepDone` and `ImageDrawn`, then by exactly one of
-`Finished` and `Refused`, unless the child dies. Pixels travel as raw buffers beside the message (see `framing`).
+One `Generate` is answered by any number of `PhaseStarted`, `StepDone`, `PreviewDrawn` and `ImageDrawn`, then by exactly
+one of `Finished` and `Refused`, unless the child dies. Pixels travel as raw buffers beside the message (see `framing`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from service.contract.catalog import CatalogEntry, ModelCard
 from service.contract.costs import MAX_KEPT, MAX_MEASURED, CallCost, MeasuredCost
 from service.contract.errors import FailureCode
 from service.contract.generation import GenerationSpec, Receipt
+from service.contract.previews import PREVIEW_SIDE_PX
 
 Phase = Literal["load", "encode", "denoise", "decode"]
 
@@ -51,6 +52,8 @@ class Generate(_Message):
     sizes_px: tuple[tuple[int, int], ...] = ()
     #: Share no denoiser call with any other request.
     alone: bool = False
+    #: Least s between two previews of the first picture; 0 = none are made.
+    previews_s: float = 0.0
 
 
 class Cancel(_Message):
@@ -126,6 +129,16 @@ class StepDone(_Message):
     steps: int
 
 
+class PreviewDrawn(_Message):
+    """What the first picture will look like, as far as `step` of its calls can tell. Buffer as of `ImageDrawn`."""
+
+    type: Literal["preview_drawn"] = "preview_drawn"
+    execution_id: str
+    step: int
+    width_px: int = Field(ge=1, le=PREVIEW_SIDE_PX)
+    height_px: int = Field(ge=1, le=PREVIEW_SIDE_PX)
+
+
 class ImageDrawn(_Message):
     """One picture. Buffer: height × width × 3, uint8 RGB; none when flagged."""
 
@@ -179,6 +192,7 @@ FromEngine = Annotated[
     | ModelFailed
     | PhaseStarted
     | StepDone
+    | PreviewDrawn
     | ImageDrawn
     | Finished
     | Refused

@@ -125,6 +125,8 @@ class Job(BaseModel):
     progress_step: int = 0
     progress_steps: int = 0
     phase: str | None = None
+    #: The execution that holds it has shown a preview.
+    previewed: bool = False
     images: tuple[ResultImage, ...] = ()
     timings: Timings | None = None
     receipt: Receipt | None = None

@@ -39,6 +39,9 @@ class ProgressResource(_Resource):
     step: Annotated[int, Field(ge=0)]
     steps: Annotated[int, Field(ge=0)]
     fraction: Annotated[float, Field(ge=0, le=1)]
+    preview_url: Annotated[
+        str | None, Field(description="What the first picture looks like so far; null until there is something to see.")
+    ]
 
 
 class ImageResource(_Resource):
@@ -148,6 +151,11 @@ def image_path(job_id: str, index: int) -> str:
     return f"{GENERATIONS_PATH}/{job_id}/images/{index}"
 
 
+def preview_path(job_id: str) -> str:
+    """Return the path of its preview."""
+    return f"{GENERATIONS_PATH}/{job_id}/preview"
+
+
 def generation_resource(job: Job) -> GenerationResource:
     """Return what a caller sees of a job."""
     path = generation_path(job.id)
@@ -193,7 +201,9 @@ def _progress(job: Job) -> ProgressResource | None:
     step, steps = job.progress_step, job.progress_steps
     # A phase of a newer worker, or of a stranger in our Redis, is none that this contract has.
     phase = next((known for known in get_args(Phase) if known == job.phase), None)
-    return ProgressResource(phase=phase, step=step, steps=steps, fraction=min(1.0, step / steps) if steps else 0.0)
+    fraction = min(1.0, step / steps) if steps else 0.0
+    preview_url = preview_path(job.id) if job.previewed else None
+    return ProgressResource(phase=phase, step=step, steps=steps, fraction=fraction, preview_url=preview_url)
 
 
 def _request(job: Job) -> RequestResource:

@@ -10,11 +10,13 @@ from typing import cast
 
 import structlog
 from redis.asyncio import Redis
+from redis.client import NEVER_DECODE
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 
 from service.contract.costs import CallCost
 from service.contract.errors import Overloaded, Unavailable
 from service.contract.job import Job, Status
+from service.contract.previews import PREVIEW_BYTES
 from service.jobs import commands, documents
 from service.jobs.commands import Argument
 from service.jobs.costs import OVERGROWN, device_key, read_entries
@@ -115,6 +117,15 @@ class AsyncJobStore:
         if fields.get("tenant") != tenant or fields.get("erase_requested") == "1":
             return None
         return documents.decode(fields)
+
+    async def preview(self, job_id: str) -> bytes | None:
+        """Return what is kept as a job's preview, whatever it is, cut off behind the limit; None where nothing is."""
+        with _as_unavailable():
+            # One byte more than is allowed: enough to see that it is too much.
+            found = await self._redis.execute_command(
+                "GETRANGE", key("preview", job_id), 0, PREVIEW_BYTES, **{NEVER_DECODE: True}
+            )
+        return cast("bytes", found) or None
 
     async def list(
         self,

@@ -15,7 +15,7 @@ from service.contract.errors import DarkroomError
 from service.contract.job import Job
 
 _JSON_FIELDS = frozenset({"spec", "images", "timings", "receipt", "error", "labels"})
-_BOOLEANS = frozenset({"suspect", "cancel_requested", "erase_requested"})
+_BOOLEANS = frozenset({"suspect", "cancel_requested", "erase_requested", "previewed"})
 _LITERAL_INTEGERS = frozenset({"schema_version"})
 
 #: What only the scripts read: paid for, times passed over, who committed, whether `started` was told.

@@ -11,6 +11,8 @@ KEYS: MappingProxyType[str, str] = MappingProxyType(
     {
         # hash: one job document (`service.jobs.documents`)
         "job": "dr:job:%s",
+        # string, a WebP file: what a running job looks like so far
+        "preview": "dr:preview:%s",
         # hash {job, body}: tenant, record → the job that an Idempotency-Key created
         "idempotency": "dr:idem:%s:%s",
         # hash: a tenant's settings (`service.tenants`); scripts read weight, max_queued, max_running

@@ -13,12 +13,24 @@ from service.contract.job import PRIORITIES, TERMINAL, TRANSITIONS
 from service.jobs.keys import KEYS
 
 ScriptName = Literal[
-    "submit", "claim", "renew", "commit", "release", "reap", "cancel", "erase", "due_erasures", "forget", "unhold"
+    "submit",
+    "claim",
+    "renew",
+    "preview",
+    "commit",
+    "release",
+    "reap",
+    "cancel",
+    "erase",
+    "due_erasures",
+    "forget",
+    "unhold",
 ]
 SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = (
     "submit",
     "claim",
     "renew",
+    "preview",
     "commit",
     "release",
     "reap",

@@ -12,6 +12,7 @@ from redis import Redis
 from service.contract.catalog import ModelCard
 from service.contract.costs import MAX_KEPT, CallCost
 from service.contract.job import Job, Status
+from service.contract.previews import PREVIEW_MS
 from service.contract.worker import WorkerRecord
 from service.jobs import commands, documents
 from service.jobs.commands import Argument
@@ -77,6 +78,10 @@ class JobStore:
         """Keep the leases of `holdings`, write their progress; return one answer each, in their order."""
         arguments = [agent_id, LEASE_MS, *commands.renew_arguments(holdings)]
         return cast("list[commands.RenewAnswer]", self._run("renew", arguments))
+
+    def show_preview(self, job_id: str, execution_id: str, picture: bytes) -> bool:
+        """Show what a job looks like so far (a WebP file); False where this execution does not hold it any more."""
+        return self._run("preview", [job_id, execution_id, PREVIEW_MS, picture]) == 1
 
     def commit(self, job_id: str, execution_id: str, outcome: commands.Outcome) -> commands.CommitOutcome:
         """End a job with the result of an execution. Only `fenced` permits deleting that execution's objects."""

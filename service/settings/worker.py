@@ -34,6 +34,8 @@ class AgentSettings(BaseSettings):
     model_memory_gib: float = Field(default=0.0, ge=0, le=65_536)
     #: s that a denoiser call of several requests should take at most, so that each gets on; 0 = as wide as fits.
     step_target_s: float = Field(default=0.0, ge=0, le=3600)
+    #: s between two previews of a running job, at least; 0 = none.
+    preview_s: float = Field(default=1.0, ge=0, le=86_400, allow_inf_nan=False)
     #: s that a stopping agent gives to what runs before it hands it back. Below Kubernetes' 30 s to the kill.
     drain_s: float = Field(default=25.0, ge=0, le=86_400)
     #: s without a sign from the engine before its first step of a kind has been measured; then 20 times the measure.

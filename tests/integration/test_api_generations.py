@@ -63,7 +63,8 @@ async def test_a_drawn_generation_has_pictures_behind_stable_links(api: httpx.As
     hand.step(job, 3, 12)
     running = (await api.get(created["urls"]["self"])).json()
     assert running["status"] == "running"
-    assert running["progress"] == {"phase": "denoise", "step": 3, "steps": 12, "fraction": 0.25}
+    steps = {"phase": "denoise", "step": 3, "steps": 12, "fraction": 0.25}
+    assert running["progress"] == {**steps, "preview_url": None}
     data = hand.draw(job)
     ended = (await api.get(created["urls"]["self"])).json()
     assert ended["status"] == "succeeded"
@@ -258,6 +259,7 @@ async def test_another_tenants_generation_is_404(
         for response in (
             await other.get(created["urls"]["self"]),
             await other.get(f"{created['urls']['self']}/images/0"),
+            await other.get(f"{created['urls']['self']}/preview"),
             await other.post(created["urls"]["cancel"]),
             await other.delete(created["urls"]["self"]),
         ):

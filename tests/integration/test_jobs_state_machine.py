@@ -196,6 +196,7 @@ class Queue(RuleBasedStateMachine):
         holds = self.holds(job_id, execution)
         (answer,) = self.store.renew(agent, [Holding(job_id, execution, step, 4, "denoise")])
         assert (answer != "fenced") == holds
+        assert self.store.show_preview(job_id, execution, execution.encode()) == (answer == "ok")
         if holds:
             assert self.redis.zscore(key("leases"), job_id) == self.now_ms + LEASE_MS
 
@@ -226,8 +227,7 @@ class Queue(RuleBasedStateMachine):
     @rule(held=executions, reason=st.sampled_from(["drained", "engine_lost"]))
     def release(self, held, reason):
         job_id, execution, _ = held
-        before = self.redis.hgetall(key("job", job_id))
-        holds = self.holds(job_id, execution)
+        before, holds = self.redis.hgetall(key("job", job_id)), self.holds(job_id, execution)
         status = self.store.release(job_id, execution, reason)
         assert (status is not None) == holds
         if not holds:
@@ -320,7 +320,11 @@ class Queue(RuleBasedStateMachine):
     @invariant()
     def every_job_is_where_its_status_says(self):
         queued, running = defaultdict(set), set()
+        previews = {name: self.redis.get(name) for name in self.redis.keys(key("preview", "*"))}
         for job_id, document in self.documents().items():
+            if preview := previews.pop(key("preview", job_id), None):
+                found = document["status"], document["cancel_requested"], document["execution_id"]
+                assert found == ("running", "0", preview)
             if document["status"] == "queued":
                 queued[document["pool"], document["priority"], document["tenant"]].add(job_id)
             elif document["status"] == "running":
@@ -328,6 +332,7 @@ class Queue(RuleBasedStateMachine):
                 assert self.redis.hget(key("executions"), document["execution_id"]) == job_id
             else:
                 assert self.redis.zscore(key("erasures"), document["object_prefix"]) is not None
+        assert previews == {}
         assert set(self.redis.zrange(key("leases"), 0, -1)) == running
         assert self.redis.hlen(key("executions")) == len(running)
         for pool in POOLS:

@@ -216,6 +216,7 @@ def test_a_model_that_was_put_on_the_shelf_comes_back_the_same() -> None:
     first, _, third = loaded
     assert third is not first
     assert third.pipeline is first.pipeline
+    assert third.preview is first.preview is not None
     assert house.ends["three"] == house.ends["one"] == weight_of(load_tiny("sd15"))
 
 

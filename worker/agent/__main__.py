@@ -25,10 +25,11 @@ from worker.agent.beat import Beat
 from worker.agent.catalog import CatalogError, packaged_catalog, read_catalog
 from worker.agent.child import EngineChild
 from worker.agent.costs import CostKeeper
-from worker.agent.execution import Tools
 from worker.agent.inputs import Decoders
 from worker.agent.metrics import AgentMetrics
+from worker.agent.previews import Previews
 from worker.agent.slots import Slots
+from worker.agent.tools import Tools
 from worker.agent.watch import PhaseClock
 
 log = structlog.get_logger("worker.agent")
@@ -63,8 +64,15 @@ class Agent:
             agent, settings.log, entries, on_change=self._engine_changed, on_measured=self._measured_by(costs)
         )
         self._decoders = Decoders()
+        self._previews = Previews(store, every_s=agent.preview_s)
         tools = Tools(
-            store, storage, self._engine, self._decoders, PhaseClock(patience_s=agent.patience_s), self._metrics
+            store=store,
+            storage=storage,
+            engine=self._engine,
+            decoders=self._decoders,
+            clock=PhaseClock(patience_s=agent.patience_s),
+            metrics=self._metrics,
+            previews=self._previews,
         )
         self.slots = Slots(f"agent_{secrets.token_hex(6)}", agent.pool, tools)
         self._beat = Beat(
@@ -91,6 +99,7 @@ class Agent:
         log.info("agent_started", agent_id=self.slots.agent_id, pool=self._settings.agent.pool)
         threading.Thread(target=self._leave_in_time, name="last-call", daemon=True).start()
         self._engine.start()
+        self._previews.start()
         self._beat.start()
         failed = not self._wait_for_engine()
         if not failed:
@@ -127,6 +136,7 @@ class Agent:
         self.slots.drain(self._settings.agent.drain_s)
         self._engine.stop()
         self._decoders.close()
+        self._previews.stop()
         self._beat.stop()
         log.info("agent_stopped", agent_id=self.slots.agent_id)
 

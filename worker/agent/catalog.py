@@ -62,6 +62,7 @@ def _check(path: Path, entries: tuple[CatalogEntry, ...]) -> None:
 
 
 def _resolved(entry: CatalogEntry, folder: Path) -> CatalogEntry:
-    """Make a folder's path absolute; what names no folder beside the file stays a hub id."""
-    beside = (folder / Path(entry.source).expanduser()).resolve()
-    return entry.model_copy(update={"source": str(beside)}) if beside.is_dir() else entry
+    """Make folders' paths absolute; what names no folder beside the file stays a hub id."""
+    named = {"source": entry.source, "preview_decoder": entry.preview_decoder}
+    beside = {field: (folder / Path(name).expanduser()).resolve() for field, name in named.items() if name}
+    return entry.model_copy(update={field: str(path) for field, path in beside.items() if path.is_dir()})

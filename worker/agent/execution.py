@@ -12,28 +12,24 @@ from typing import Any, Literal, Protocol
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
-from service.contract.engine import Finished, Generate, ImageDrawn, PhaseStarted, Refused, StepDone
+from service.contract.engine import Finished, Generate, ImageDrawn, PhaseStarted, PreviewDrawn, Refused, StepDone
 from service.contract.errors import RETRYABLE_FAILURES, FailureCode, GenerationFailed
 from service.contract.framing import Buffer
 from service.contract.generation import CONTENT_TYPES, Receipt, ResultImage, StoredInput, Timings
 from service.contract.job import Job, JobError, Status
 from service.jobs.commands import Holding, Outcome, ReleaseReason
-from service.jobs.store import JobStore
 from service.storage.keys import execution_prefix, image_key
 from service.storage.s3 import (
     ObjectDamaged,
     ObjectMissing,
-    ObjectStorage,
     ObjectTooLarge,
     StorageError,
     StorageUnavailable,
 )
-from worker.agent.child import EngineChild, EngineEvent, EngineLost
+from worker.agent.child import EngineEvent, EngineLost
 from worker.agent.infotext import infotext
-from worker.agent.inputs import Decoders
-from worker.agent.metrics import AgentMetrics
 from worker.agent.outputs import encode
-from worker.agent.watch import PhaseClock
+from worker.agent.tools import Tools
 
 log = structlog.get_logger(__name__)
 
@@ -72,18 +68,6 @@ class Floor(Protocol):
     def patience_s(self) -> float:
         """Return the longest silence that any execution of this agent would bear of the engine."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What every execution of an agent uses."""
-
-    store: JobStore
-    storage: ObjectStorage
-    engine: EngineChild
-    decoders: Decoders
-    clock: PhaseClock
-    metrics: AgentMetrics
 
 
 @dataclass(slots=True)
@@ -166,6 +150,7 @@ class Execution:
             spec=self.job.spec,
             sizes_px=tuple((self.job.spec.width, self.job.spec.height) for _ in buffers),
             alone=self.job.suspect,
+            previews_s=0.0 if self.job.suspect else self._tools.previews.every_s,
         )
         self._progress = _Progress(phase="encode")
         self._tools.engine.generate(message, buffers, lambda event, data: self._events.put((event, data)))
@@ -210,6 +195,8 @@ class Execution:
                     self._sign(phase=event.phase)
                 case StepDone():
                     self._sign(step=event.step, steps=event.steps)
+                case PreviewDrawn():
+                    self._tools.previews.show(self.job.id, event, b"".join(data))
                 case ImageDrawn():
                     self._sign()
                     drawn.append((event, data[0] if data else None))

@@ -15,7 +15,8 @@ from service.contract.errors import FailureCode
 from service.contract.job import Job, JobError, Status
 from service.jobs.commands import Holding, Outcome
 from service.jobs.documents import CorruptDocument
-from worker.agent.execution import Execution, Tools
+from worker.agent.execution import Execution
+from worker.agent.tools import Tools
 
 log = structlog.get_logger(__name__)
 

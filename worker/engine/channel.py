@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import structlog
 
@@ -95,6 +95,12 @@ class Inbox:
                 self._work.put((message, buffers))
             case LoadModel() | Remember():
                 self._work.put((message, buffers))
+
+
+class Send(Protocol):
+    """Tell the agent something, with buffers beside it."""
+
+    def __call__(self, message: FromEngine, buffers: Sequence[Buffer] = ()) -> None: ...
 
 
 class Outbox:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import diffusers
 import numpy as np
@@ -14,14 +14,15 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from service.contract.engine import Finished, FromEngine, Generate, ImageDrawn, Phase, PhaseStarted, StepDone
+from service.contract.engine import Finished, Generate, ImageDrawn, Phase, PhaseStarted, StepDone
 from service.contract.errors import FailureCode
-from service.contract.framing import Buffer
 from service.contract.generation import Receipt
 from worker.engine.calls import DenoiserCall
+from worker.engine.channel import Send
 from worker.engine.faults import Fault, classify, free_memory
 from worker.engine.labels import denoise_label
 from worker.engine.phases import Phases
+from worker.engine.previewing import Previewer
 from worker.engine.strands import gather, share
 from worker.engine.works import LatentsWork, PictureWork, PromptWork
 from worker.pipelines import stages, tasks
@@ -36,12 +37,6 @@ VAE_FLOAT32 = "vae-float32"
 
 _NUMERICAL = "The model gave no finite picture for this request; other settings or another seed may do."
 _NO_MEMORY = "The device ran out of memory, also when the request was drawn alone; ask for a smaller picture."
-
-
-class Send(Protocol):
-    """Tell the agent something, with buffers beside it."""
-
-    def __call__(self, message: FromEngine, buffers: Sequence[Buffer] = ()) -> None: ...
 
 
 class Drawing:
@@ -68,6 +63,7 @@ class Drawing:
         self._send = send
         self._is_canceled = is_canceled
         self._phases = Phases(self._tell_phase, request.spec.num_images)
+        self._previewer = Previewer(model, request, send=send)
         self._degraded: set[str] = set()
         self._scheduler_sha256 = ""
         self._calls_per_image = 0
@@ -143,7 +139,7 @@ class Drawing:
             embeddings,
             tasks.call_arguments(self._model, self._spec, self._image, self._mask),
             seed=seed,
-            call=call,
+            call=self._previewer.watching(index, pipeline, call),
             encode=encode,
             on_step=lambda step: self._tell_step(index, step),
             encode_in_float32=encode_in_float32,

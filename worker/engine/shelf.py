@@ -58,6 +58,8 @@ class Shelf:
             scheduler=model.scheduler,
             device=model.device,
             dtype=model.dtype,
+            # The few weights of its own never left the device.
+            preview=model.preview,
         )
 
 

@@ -28,6 +28,7 @@ from worker.pipelines.card import make_card
 from worker.pipelines.errors import UnusableModel
 from worker.pipelines.families.table import FAMILIES
 from worker.pipelines.fingerprint import fingerprint, model_files
+from worker.pipelines.previews import Preview, fit, locate_decoder, read_decoder
 from worker.pipelines.schedulers import Scheduler
 
 #: The pipeline classes of diffusers that this package serves share an untyped surface.
@@ -52,6 +53,8 @@ class LoadedModel:
     dtype: torch.dtype
     #: Samplers that were made before, unused, by pipeline class, name and spacing.
     samplers: dict[tuple[str, str, str | None], Any] = field(default_factory=dict)
+    #: None where there are no previews.
+    preview: Preview | None = None
 
 
 def resolve_device(name: str) -> torch.device:
@@ -91,6 +94,8 @@ class Prepared:
     dtype: torch.dtype
     #: Size and time of change (ns) of every file that the checksum was taken over.
     stamps: dict[Path, tuple[int, int]]
+    #: The folder that the catalogue's `preview_decoder` names.
+    preview_decoder: Path | None = None
 
     @property
     def weights_bytes(self) -> int:
@@ -122,6 +127,7 @@ def prepare(entry: CatalogEntry) -> Prepared:
         device=device,
         dtype=getattr(torch, dtype),
         stamps=stamps,
+        preview_decoder=locate_decoder(entry.preview_decoder) if entry.preview_decoder else None,
     )
 
 
@@ -144,12 +150,22 @@ def assemble(prepared: Prepared, between: Callable[[], None] = lambda: None) -> 
         scheduler=scheduler,
         device=prepared.device,
         dtype=prepared.dtype,
+        preview=_preview(prepared, pipeline, between),
     )
 
 
 def load(entry: CatalogEntry) -> LoadedModel:
     """Prepare and assemble a model. Raises `UnusableModel`."""
     return assemble(prepare(entry))
+
+
+def _preview(prepared: Prepared, pipeline: Pipeline, between: Callable[[], None]) -> Preview | None:
+    """Return what makes previews; nothing does for a model with a safety checker: it would show what is withheld."""
+    if prepared.card.safety_checker:
+        return None
+    if prepared.preview_decoder is not None:
+        return read_decoder(prepared.preview_decoder, pipeline.vae, prepared.device, prepared.dtype)
+    return fit(pipeline.vae, between)
 
 
 def _locate(entry: CatalogEntry) -> Path:

@@ -8,6 +8,7 @@ if job.status == 'queued' then
   finish(id, job, 'canceled', now, {})
 elseif job.status == 'running' and job.cancel_requested ~= '1' then
   redis.call('HSET', k('job', id), 'cancel_requested', '1')
+  hide_preview(id)
   redis.call('PUBLISH', k('orders', job.agent_id), 'cancel ' .. job.execution_id)
 end
 return 1

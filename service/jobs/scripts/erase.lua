@@ -13,6 +13,7 @@ if job.status == 'queued' then
   finish(id, job, 'canceled', now, {})
 elseif job.status == 'running' then
   redis.call('HSET', k('job', id), 'cancel_requested', '1')
+  hide_preview(id)
   redis.call('PUBLISH', k('orders', job.agent_id), 'cancel ' .. job.execution_id)
 else
   redis.call('ZADD', k('erasures'), now, job.object_prefix)

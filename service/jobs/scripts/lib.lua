@@ -133,8 +133,14 @@ local function unhold(tenant)
   end
 end
 
+local function hide_preview(id)
+  redis.call('DEL', k('preview', id))
+  redis.call('HSET', k('job', id), 'previewed', '0')
+end
+
 -- Ends the execution that holds a job.
 local function let_go(id, job)
+  hide_preview(id)
   redis.call('ZREM', k('leases'), id)
   if job.execution_id and job.execution_id ~= '' then redis.call('HDEL', k('executions'), job.execution_id) end
 end
