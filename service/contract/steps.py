@@ -16,3 +16,13 @@ def steps_run(family: Family, *, steps: int, strength: float | None) -> int:
     if family in ("sd3", "flux"):
         return steps - int(max(steps - min(steps * strength, steps), 0))
     return min(int(steps * strength), steps)
+
+
+#: Samplers that look twice at each step but the last, and how many looks others take beyond one a step.
+_SECOND_ORDER = frozenset({"heun", "dpm2", "dpm2_a", "dpmpp_sde", "flow_heun"})
+_EXTRA_CALLS = {"pndm": 1}
+
+
+def denoiser_calls(scheduler: str, *, run: int) -> int:
+    """Return how many denoiser calls a sampler makes for an image of which `run` steps are run."""
+    return 2 * run - 1 if scheduler in _SECOND_ORDER else run + _EXTRA_CALLS.get(scheduler, 0)

@@ -15,6 +15,7 @@ import torch
 from service.contract.catalog import Family
 from service.contract.errors import FailureCode
 from service.contract.schedulers import SCHEDULERS
+from service.contract.steps import denoiser_calls, steps_run
 from tests.models import LIBRARY_WARNINGS
 from worker.pipelines import schedulers
 from worker.pipelines.errors import Refusal
@@ -161,3 +162,12 @@ def test_requests_without_a_step_to_run_are_refused(name: str, steps: int, stren
     with pytest.raises(Refusal) as refused:
         schedulers.count_calls(own_of(name), family="sd1", steps=steps, strength=strength)
     assert refused.value.code == FailureCode.INVALID_REQUEST
+
+
+@pytest.mark.parametrize("name", [*NOISE, *FLOW])
+@pytest.mark.parametrize("strength", [None, 0.5])
+def test_the_calls_of_a_sampler_are_known_without_it(name: str, strength: float | None) -> None:
+    family: Family = "sd3" if SCHEDULERS[name].flow else "sd1"
+    built = build(name, own_of("flow_euler" if SCHEDULERS[name].flow else "euler"))
+    counted = schedulers.count_calls(built, family=family, steps=20, strength=strength)
+    assert denoiser_calls(name, run=steps_run(family, steps=20, strength=strength)) == counted
