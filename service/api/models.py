@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.api import documentation as doc
 from service.api.gateway import caller_of, gateway_of
 from service.api.operation import Operation
-from service.contract.catalog import DType, Execution, Family, Limits, UnusedField
+from service.contract.catalog import DType, Execution, Family, Limits, StepRange, UnusedField
 from service.contract.generation import SigmaSpacing, Task
 from service.contract.schedulers import ALIASES, SCHEDULERS
 from service.jobs.commands import RegisteredModel
@@ -50,6 +50,9 @@ class ModelResource(_Resource):
     schedulers: Annotated[
         list[str], Field(description="Ids of `GET /v1/schedulers`, or `default`: its own, which is none of them.")
     ]
+    step_ranges: Annotated[
+        dict[str, StepRange], Field(description="Schedulers that cannot do every number of steps, and what they can.")
+    ]
     max_prompt_tokens: int
     safety_checker: bool
     execution: Annotated[
@@ -58,6 +61,7 @@ class ModelResource(_Resource):
     unused_fields: Annotated[
         list[UnusedField], Field(description="Fields of a request that do nothing here, and may not be set.")
     ]
+    rescaled_tasks: Annotated[list[Task], Field(description="Tasks in which guidance_rescale does something.")]
     dtype: DType
     sha256: str
     state: Annotated[
@@ -179,10 +183,12 @@ def _model(model: RegisteredModel) -> ModelResource:
         ),
         limits=card.limits,
         schedulers=list(card.schedulers),
+        step_ranges=card.step_ranges,
         max_prompt_tokens=card.max_prompt_tokens,
         safety_checker=card.safety_checker,
         execution=card.execution,
         unused_fields=list(card.unused_fields),
+        rescaled_tasks=[task for task in card.tasks if task in card.rescaled_tasks],
         dtype=card.dtype,
         sha256=card.sha256,
         state=_state(model),

@@ -46,6 +46,13 @@ class Limits(_Frozen):
     max_images: PositiveInt = 4
 
 
+class StepRange(_Frozen):
+    """Denoising steps that a sampler can do, inclusive."""
+
+    min_steps: PositiveInt
+    max_steps: PositiveInt
+
+
 class CatalogEntry(_Frozen):
     """One model of `models.yaml`."""
 
@@ -90,6 +97,8 @@ class ModelCard(_Frozen):
     #: asked for, it runs with the folder's config unchanged.
     scheduler: str
     schedulers: tuple[str, ...]
+    #: Samplers that cannot do every number of steps, and what they can with this model.
+    step_ranges: dict[str, StepRange] = {}
     strength: float = Field(default=0.8, gt=0, le=1)
     limits: Limits
     #: Most tokens of a prompt, start and end marks not counted.
@@ -98,6 +107,8 @@ class ModelCard(_Frozen):
     execution: Execution = "batched"
     #: Fields that may not differ from their defaults: they would do nothing.
     unused_fields: tuple[UnusedField, ...] = ()
+    #: Tasks in which `guidance_rescale` does something.
+    rescaled_tasks: tuple[Task, ...] = ("text-to-image", "image-to-image", "inpaint")
     dtype: DType
     sha256: str
 

@@ -18,6 +18,14 @@ def steps_run(family: Family, *, steps: int, strength: float | None) -> int:
     return min(int(steps * strength), steps)
 
 
+def most_steps(family: Family, *, most: int, strength: float | None) -> int:
+    """Return how many steps may be asked for of a sampler that can do `most` where all of them run.
+
+    A latent consistency model takes its steps from those of its distillation, of which strength leaves only the last.
+    """
+    return most if strength is None or family != "lcm" else int(most * strength)
+
+
 #: Samplers that look twice at each step but the last, and how many looks others take beyond one a step.
 _SECOND_ORDER = frozenset({"heun", "dpm2", "dpm2_a", "dpmpp_sde", "flow_heun"})
 _EXTRA_CALLS = {"pndm": 1}

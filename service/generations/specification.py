@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from service.contract.catalog import ModelCard, UnusedField
 from service.contract.errors import FieldError, InvalidRequest, Unavailable
 from service.contract.generation import SEED_MAX, GenerationSpec, Output, Task
 from service.contract.schedulers import ALIASES, OWN_SCHEDULER, SCHEDULERS
-from service.contract.steps import steps_run
+from service.contract.steps import most_steps, steps_run
 from service.generations.field_errors import MAX_ERRORS, field_errors, nearest
 from service.generations.request import GenerationRequest
 
@@ -113,8 +114,9 @@ def _specification(
     num_images = request.num_images or 1
     if num_images > card.limits.max_images:
         findings.add("/num_images", f"must be at most {card.limits.max_images} images for the model {card.id}")
-    _check_unused(request, card, findings)
+    _check_unused(request, card, task, findings)
     scheduler = _scheduler(request, card, task, findings)
+    _check_steps(card, scheduler, steps, strength, findings)
     return GenerationSpec(
         task=task,
         model=card.id,
@@ -184,7 +186,25 @@ def _seed(request: GenerationRequest, num_images: int, findings: _Findings, draw
     return request.seed
 
 
-def _check_unused(request: GenerationRequest, card: ModelCard, findings: _Findings) -> None:
+def _check_steps(card: ModelCard, scheduler: str, steps: int, strength: float | None, findings: _Findings) -> None:
+    """Refuse what the sampler cannot do; there is no choice of steps where strength leaves none."""
+    allowed = card.step_ranges.get(scheduler)
+    if allowed is None or findings.refused("/scheduler") or findings.refused("/strength"):
+        return
+    most = most_steps(card.family, most=allowed.max_steps, strength=strength)
+    if most < allowed.min_steps:
+        least = math.ceil(1000 * allowed.min_steps / allowed.max_steps) / 1000
+        findings.add("/strength", f"must be at least {least:g} with the scheduler {scheduler}: a step has to be left")
+    elif not allowed.min_steps <= steps <= most:
+        given = "" if most == allowed.max_steps else f" at strength {strength:g}"
+        findings.add(
+            "/steps",
+            f"must be {allowed.min_steps} to {most} denoising steps with the scheduler {scheduler}{given}, "
+            f"for the model {card.id}",
+        )
+
+
+def _check_unused(request: GenerationRequest, card: ModelCard, task: Task, findings: _Findings) -> None:
     """Refuse what would do nothing: a caller who asks for it expects to see it in the picture."""
     asked: Mapping[UnusedField, object] = {
         "negative_prompt": request.negative_prompt,
@@ -196,6 +216,8 @@ def _check_unused(request: GenerationRequest, card: ModelCard, findings: _Findin
     for name in card.unused_fields:
         if asked[name]:
             findings.add(f"/{name}", f"does nothing with the model {card.id}; leave it out")
+    if request.guidance_rescale and task in card.tasks and task not in card.rescaled_tasks:
+        findings.add("/guidance_rescale", f"does nothing in {task} with the model {card.id}; leave it out")
 
 
 def _scheduler(request: GenerationRequest, card: ModelCard, task: Task, findings: _Findings) -> str:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.contract.catalog import ModelCard, StepRange
 from service.contract.errors import FieldError, InvalidRequest, Unavailable
 from service.contract.generation import SEED_MAX
 from service.contract.schedulers import OWN_SCHEDULER, SCHEDULERS
@@ -100,6 +101,83 @@ def test_the_least_strength_that_a_message_names_is_taken(steps: int) -> None:
 )
 def test_each_limit_is_told_at_its_field_and_nothing_else_is(fields: dict[str, Any], pointers: set[str]) -> None:
     assert set(errors(**fields)) == pointers
+
+
+#: What a card of Stable Diffusion 1.x says.
+PARTICULAR = SHAPES.model_copy(
+    update={
+        "step_ranges": {
+            "lcm": StepRange(min_steps=1, max_steps=50),
+            "pndm": StepRange(min_steps=4, max_steps=1000),
+        },
+        "limits": SHAPES.limits.model_copy(update={"max_steps": 150}),
+        "rescaled_tasks": ("text-to-image",),
+    }
+)
+
+
+def told_of(card: ModelCard, **fields: Any) -> dict[str, str]:
+    try:
+        draft({"prompt": "x", **fields}, [card], draw_seed=lambda _: 0, retain_max_s=1000)
+    except InvalidRequest as err:
+        return {each.pointer: each.message for each in err.errors}
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "told"),
+    [
+        ("lcm", 50, None),
+        ("lcm", 51, "must be 1 to 50 denoising steps with the scheduler lcm, for the model shapes"),
+        ("pndm", 3, "must be 4 to 1000 denoising steps with the scheduler pndm, for the model shapes"),
+        ("plms", 3, "must be 4 to 1000 denoising steps with the scheduler pndm, for the model shapes"),
+        ("pndm", 4, None),
+        ("ddim", 3, None),
+        ("ddim", 150, None),
+        ("lcm", 151, "must be at most 150 denoising steps for the model shapes"),
+    ],
+)
+def test_steps_that_a_sampler_cannot_do_are_refused_with_those_it_can(
+    scheduler: str, steps: int, told: str | None
+) -> None:
+    assert told_of(PARTICULAR, scheduler=scheduler, steps=steps) == ({} if told is None else {"/steps": told})
+
+
+def test_the_steps_of_a_card_are_refused_where_the_asked_sampler_cannot_do_them() -> None:
+    card = PARTICULAR.model_copy(update={"steps": 60})
+    assert set(told_of(card, scheduler="lcm")) == {"/steps"}
+    assert told_of(card, scheduler="ddim") == {}
+
+
+@pytest.mark.parametrize(
+    ("strength", "steps", "told"),
+    [
+        (0.5, 25, {}),
+        (0.5, 26, {"/steps": "must be 1 to 25 denoising steps with the scheduler lcm at strength 0.5"}),
+        (1.0, 50, {}),
+        (0.019, 4, {"/strength": "must be at least 0.02 with the scheduler lcm"}),
+        (0.02, 1, {}),
+    ],
+)
+def test_strength_leaves_a_latent_consistency_model_a_part_of_its_steps(
+    strength: float, steps: int, told: dict[str, str]
+) -> None:
+    card = PARTICULAR.model_copy(update={"family": "lcm", "scheduler": "lcm"})
+    found = told_of(card, task="image-to-image", image=ASSET, strength=strength, steps=steps)
+    assert set(found) == set(told)
+    assert all(found[where].startswith(message) for where, message in told.items())
+
+
+def test_strength_takes_nothing_of_what_a_sampler_can_do_with_other_models() -> None:
+    assert told_of(PARTICULAR, task="image-to-image", image=ASSET, scheduler="lcm", strength=0.5, steps=50) == {}
+
+
+def test_guidance_rescale_is_refused_in_tasks_that_have_no_use_for_it() -> None:
+    assert told_of(PARTICULAR, guidance_rescale=0.5) == {}
+    from_picture = {"task": "image-to-image", "image": ASSET}
+    assert set(told_of(PARTICULAR, **from_picture, guidance_rescale=0.5)) == {"/guidance_rescale"}
+    assert told_of(PARTICULAR, **from_picture, guidance_rescale=0) == {}
+    assert told_of(SHAPES, **from_picture, guidance_rescale=0.5) == {}
 
 
 def test_a_missing_prompt_does_not_hide_other_errors() -> None:

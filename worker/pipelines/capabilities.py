@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from service.contract.catalog import StepRange
+from service.contract.generation import Task
 from worker.pipelines.errors import UnusableModel
-from worker.pipelines.families.family import Traits
+from worker.pipelines.families.family import ALL_TASKS, Traits
 from worker.pipelines.families.table import FAMILIES, READERS
 from worker.pipelines.folder import SUPPORTED, open_folder
+from worker.pipelines.step_ranges import step_ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +24,10 @@ class Capabilities(Traits):
     #: The model's own sampler by its public name.
     scheduler: str
     schedulers: tuple[str, ...]
+    #: Samplers that cannot do every number of steps, and what they can.
+    step_ranges: Mapping[str, StepRange] = field(default_factory=dict)
+    #: Tasks in which `guidance_rescale` does something.
+    rescaled_tasks: tuple[Task, ...] = ALL_TASKS
     #: Subfolders that hold the model, in alphabetical order.
     components: tuple[str, ...]
 
@@ -34,12 +42,15 @@ def read_capabilities(folder: Path) -> Capabilities:
     if read is None:
         raise UnusableModel(f"model_index.json names the pipeline {found.pipeline_class}. {SUPPORTED}")
     traits = read(found)
-    scheduler, runnable = FAMILIES[traits.family].samplers(found.scheduler())
+    family = FAMILIES[traits.family]
+    scheduler, runnable = family.samplers(found.scheduler())
     return Capabilities(
-        **{field.name: getattr(traits, field.name) for field in fields(Traits)},
+        **{each.name: getattr(traits, each.name) for each in fields(Traits)},
         pipeline_class=found.pipeline_class,
         safety_checker="safety_checker" in found.components,
         scheduler=scheduler,
         schedulers=runnable,
+        step_ranges=step_ranges(runnable, found.scheduler()),
+        rescaled_tasks=tuple(task for task in traits.tasks if task in family.rescaled_tasks),
         components=tuple(sorted(found.components)),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.contract.catalog import CatalogEntry, DType, Limits, ModelCard
+from service.contract.catalog import CatalogEntry, DType, Limits, ModelCard, StepRange
 from service.contract.schedulers import ALIASES
 from worker.pipelines.capabilities import Capabilities
 from worker.pipelines.errors import UnusableModel
@@ -16,15 +16,13 @@ def make_card(entry: CatalogEntry, abilities: Capabilities, *, dtype: DType, sha
     width = asked.width or abilities.native_width_px
     height = asked.height or abilities.native_height_px
     limits = _limits(entry.limits, abilities.max_side_px)
-    steps = asked.steps or min(abilities.steps, limits.max_steps)
     strength = asked.strength if asked.strength is not None else _DEFAULT_STRENGTH
     guidance = asked.guidance_scale if asked.guidance_scale is not None else abilities.guidance_scale
     scheduler = ALIASES.get(asked.scheduler, asked.scheduler) if asked.scheduler else abilities.scheduler
     _check_size(width, height, limits, abilities.size_step_px)
     if scheduler not in abilities.schedulers:
         raise UnusableModel(f"defaults.scheduler {scheduler}: this model takes {', '.join(abilities.schedulers)}.")
-    if not 1 <= steps <= limits.max_steps:
-        raise UnusableModel(f"defaults.steps {steps}: limits.max_steps allows 1 to {limits.max_steps}.")
+    steps = _steps(asked.steps, scheduler, limits, abilities)
     if not 0 < strength <= 1:
         raise UnusableModel(f"defaults.strength {strength:g}: it lies over 0 and at most at 1.")
     return ModelCard(
@@ -41,11 +39,13 @@ def make_card(entry: CatalogEntry, abilities: Capabilities, *, dtype: DType, sha
         guidance_scale=guidance,
         scheduler=scheduler,
         schedulers=abilities.schedulers,
+        step_ranges=dict(abilities.step_ranges),
         strength=strength,
         limits=limits,
         max_prompt_tokens=abilities.max_prompt_tokens,
         safety_checker=abilities.safety_checker,
         unused_fields=abilities.unused_fields,
+        rescaled_tasks=abilities.rescaled_tasks,
         dtype=dtype,
         sha256=sha256,
     )
@@ -56,6 +56,18 @@ def _limits(asked: Limits, max_side_px: int | None) -> Limits:
     if max_side_px is None or asked.max_side_px <= max_side_px:
         return asked
     return asked.model_copy(update={"max_side_px": max_side_px})
+
+
+def _steps(asked: int | None, scheduler: str, limits: Limits, abilities: Capabilities) -> int:
+    """Return the steps of requests that do not say, which the default sampler must be able to do."""
+    allowed = abilities.step_ranges.get(scheduler, StepRange(min_steps=1, max_steps=limits.max_steps))
+    steps = asked or min(abilities.steps, limits.max_steps, allowed.max_steps)
+    if not 1 <= steps <= limits.max_steps:
+        raise UnusableModel(f"defaults.steps {steps}: limits.max_steps allows 1 to {limits.max_steps}.")
+    if not allowed.min_steps <= steps <= allowed.max_steps:
+        does = f"{allowed.min_steps} to {allowed.max_steps}"
+        raise UnusableModel(f"defaults.steps {steps}: the scheduler {scheduler} does {does} with this model.")
+    return steps
 
 
 def _check_size(width_px: int, height_px: int, limits: Limits, step_px: int) -> None:

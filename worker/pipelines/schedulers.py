@@ -92,6 +92,11 @@ def runnable_flows(config: Mapping[str, Any], *, always_shifts: bool) -> tuple[s
     return tuple(row.name for row in SCHEDULERS.values() if row.flow and fits[row.name])
 
 
+def from_config(config: Mapping[str, Any]) -> Scheduler:
+    """Return the sampler that a folder's `scheduler_config.json` describes; its class is one of the table."""
+    return _CLASSES[str(config["_class_name"])].from_config(dict(config))
+
+
 def build(name: str, own: Scheduler, *, sigmas: SigmaSpacing | None, seed: int) -> Scheduler:
     """Return a sampler of that name, unused.
 
