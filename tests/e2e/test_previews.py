@@ -13,7 +13,7 @@ from PIL import Image
 
 from service.jobs.keys import key
 from tests.e2e.looks import Picture
-from tests.e2e.processes import Gateway, Service, draw, wait_for
+from tests.e2e.processes import Gateway, Service, wait_for
 
 #: 30 steps with two rows each, of the largest size: seconds, whatever the machine.
 LONG: dict[str, Any] = {
@@ -99,21 +99,3 @@ def test_a_canceled_generation_shows_nothing_any_more(gateway: Gateway) -> None:
         assert client.get(f"{path}/preview").status_code == 404
         wait_for("the end", lambda: client.get(path).json()["status"] == "canceled")
         assert client.get(f"{path}/preview").status_code == 404
-
-
-def test_a_worker_that_is_told_so_makes_no_previews_and_draws_the_same(service: Service, gateway: Gateway) -> None:
-    with gateway.client() as client:
-        seen = draw(client, **{**LONG, "steps": 12})
-        first = next(process for process in service.running if "worker.agent" in process.args)  # pyright: ignore[reportOperatorIssue]
-        first.terminate()
-        first.wait(60)
-        service.agent("agent2", DARKROOM_PREVIEW_S="0")
-        path = begun(client, steps=12)
-
-        def look() -> dict[str, Any] | None:
-            resource = client.get(path).json()
-            assert not (resource["progress"] or {}).get("preview_url")
-            return resource if resource["status"] == "succeeded" else None
-
-        unseen = wait_for("the end", look, timeout_s=120, every_s=0.02)
-    assert [each["sha256"] for each in unseen["images"]] == [each["sha256"] for each in seen["images"]]

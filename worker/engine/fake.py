@@ -9,6 +9,7 @@ up in a second and a hundred jobs take as many milliseconds as their steps say. 
     hang          the first step never ends
     omit          the pictures are never sent
     nonsense      something that is no frame is sent at the first step
+    preview       a preview follows every step, if previews are wanted at all
 
 A file in a model's folder does the same to its loading: `broken` makes it fail, `stuck` keeps it from ending.
 """
@@ -37,6 +38,7 @@ from service.contract.engine import (
     ModelFailed,
     ModelLoaded,
     PhaseStarted,
+    PreviewDrawn,
     Refused,
     Remember,
     StepDone,
@@ -106,6 +108,9 @@ class FakeEngine:
             self._obey(orders)
             time.sleep(step_s)
             self._outbox.send(StepDone(execution_id=execution_id, step=step, steps=steps))
+            if "preview" in orders and request.previews_s > 0:
+                preview = PreviewDrawn(execution_id=execution_id, step=step, width_px=8, height_px=8)
+                self._outbox.send(preview, [bytes((step % 256, 90, 90)) * 64])
         self._outbox.send(PhaseStarted(execution_id=execution_id, phase="decode"))
         if "omit" not in orders:
             self._send_pictures(request)
