@@ -6,6 +6,7 @@ import os
 import signal
 from typing import Any
 
+from service.contract.worker import WorkerRecord
 from service.jobs.costs import device_key
 from service.jobs.keys import key
 from service.telemetry import metric_names
@@ -31,12 +32,19 @@ def kept_sizes(outpost: Outpost) -> set[int]:
     return {each.label.width_px for each in outpost.store.costs(DEVICE)}
 
 
+def devices(outpost: Outpost) -> set[str]:
+    """Return the kinds of devices of all agents, as they announce them: by these a gateway finds costs."""
+    records = [str(outpost.redis.get(name)) for name in outpost.redis.scan_iter(key("agent", "*"))]
+    return {WorkerRecord.model_validate_json(record).device_name for record in records}
+
+
 def test_costs_are_kept_for_the_next_engine_and_the_next_agent(outpost: Outpost, name: str) -> None:
     outpost.redis.delete(key("costs", device_key(DEVICE)))
     agent = outpost.agent(name)
     assert told(outpost, name)[0]["costs"] == 0
     assert outpost.ended([outpost.submit(), outpost.submit(side_px=128)]) == ["succeeded"] * 2
     wait_for("the costs in Redis", lambda: kept_sizes(outpost) == {64, 128}, timeout_s=20)
+    wait_for("the device's name", lambda: devices(outpost) == {DEVICE}, timeout_s=10)
     os.kill(outpost.service.engine_of(agent), signal.SIGKILL)
     assert told(outpost, name, 2)[1]["costs"] == 2
     agent.terminate()
