@@ -108,8 +108,9 @@ class Drawn:
 class Reference:
     """Plain pipelines over one folder, loaded once per task."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         self._folder = folder
+        self._dtype = dtype
         class_name = json.loads((folder / "model_index.json").read_text())["_class_name"]
         self._kind = next(kind for kind in _KINDS if class_name.startswith(kind))
         self._pipelines: dict[str, Any] = {}
@@ -171,7 +172,7 @@ class Reference:
             if self._kind == _SD3 and not (self._folder / "text_encoder_3").is_dir():
                 options |= {"text_encoder_3": None, "tokenizer_3": None}
             kind = getattr(diffusers, f"{self._kind}{_TASKS[task]}Pipeline")
-            pipeline = kind.from_pretrained(self._folder, dtype=torch.float32, **options)
+            pipeline = kind.from_pretrained(self._folder, dtype=self._dtype, **options)
             pipeline.set_progress_bar_config(disable=True)
             self._pipelines[task] = pipeline
             self._own[task] = pipeline.scheduler

@@ -7,11 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from service.contract.catalog import CatalogEntry, DType
 from service.contract.schedulers import SCHEDULERS
 from tests.fidelity.cases import TASKS, Case
 from tests.fidelity.engine import EngineSide, assert_equal
 from tests.fidelity.reference import FLOW_SAMPLERS, Reference
-from tests.models import LIBRARY_WARNINGS
+from tests.models import LIBRARY_WARNINGS, tiny_model
+from worker.pipelines.loading import load
 
 pytestmark = LIBRARY_WARNINGS
 
@@ -77,6 +79,17 @@ def test_every_setting_equals_diffusers(
     engine_side: EngineSides, reference: References, model: str, case: Case
 ) -> None:
     assert_equal(engine_side(model), reference(model), case)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("model", ["sd3", "flux", "lcm"])
+def test_halves_equal_diffusers_in_the_same_format(model: str, dtype: DType) -> None:
+    folder = tiny_model(model)
+    engine = EngineSide(load(CatalogEntry(id=model, source=str(folder), dtype=dtype)))
+    plain = Reference(folder, getattr(torch, dtype))
+    for task in ("text-to-image", "image-to-image"):
+        sampler = engine.model.card.scheduler
+        assert_equal(engine, plain, TEXT.but(task=task, scheduler=sampler, strength=0.6, steps=3))
 
 
 @pytest.mark.parametrize("task", ["text-to-image", "image-to-image"])

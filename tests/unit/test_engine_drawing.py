@@ -76,6 +76,8 @@ class Agent:
 
 
 def draw(model: LoadedModel, agent: Agent, buffers: Sequence[bytes] = (), **changes: Any) -> Finished:
+    if "ddim" not in model.card.schedulers:
+        changes = {"scheduler": model.card.scheduler} | changes
     request = request_of(buffers, **changes)
     return Drawing(model, request, buffers, send=agent.send, is_canceled=agent.is_canceled).run()
 
@@ -132,7 +134,7 @@ def overflowing(layer: torch.nn.Conv2d) -> None:
     layer.weight.data.mul_(200_000.0)
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux"])
 def test_an_autoencoder_that_overflows_decodes_in_float32_and_the_receipt_says_so(name: str) -> None:
     model = model_of(name, dtype="float16")
     # SDXL's own config would have it decoded in float32 anyway.
@@ -146,7 +148,7 @@ def test_an_autoencoder_that_overflows_decodes_in_float32_and_the_receipt_says_s
 
 
 @pytest.mark.parametrize(("task", "buffers"), [("image-to-image", [PICTURE]), ("inpaint", [PICTURE, MASK])])
-@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux"])
 def test_an_autoencoder_that_overflows_encodes_in_float32_and_the_receipt_says_so(
     name: str, task: str, buffers: list[bytes]
 ) -> None:
@@ -154,7 +156,7 @@ def test_an_autoencoder_that_overflows_encodes_in_float32_and_the_receipt_says_s
     model.pipeline.vae.register_to_config(force_upcast=False)
     overflowing(model.pipeline.vae.encoder.conv_in)
     agent = Agent()
-    finished = draw(model, agent, buffers, task=task, strength=0.8)
+    finished = draw(model, agent, buffers, task=task, strength=0.6)
     assert finished.receipt.degraded == ("vae-float32",)
     assert len(set(agent.buffers[0])) > 50
     assert model.pipeline.vae.dtype == torch.float16
@@ -256,6 +258,28 @@ def test_a_prompt_is_drawn_up_to_the_encoders_length_and_refused_beyond(name: st
 
 
 @pytest.mark.parametrize(
+    ("name", "field", "longest"),
+    [
+        ("sd3", "prompt", 255),
+        ("sd3", "negative_prompt", 255),
+        ("sd3_without_t5", "prompt", 75),
+        ("flux", "prompt", 511),
+        ("flux_schnell", "prompt", 255),
+    ],
+)
+def test_a_prompt_is_drawn_up_to_the_length_that_t5_reads_and_refused_beyond(
+    name: str, field: str, longest: int
+) -> None:
+    model = model_of(name)
+    text = " ".join(["a"] * longest)
+    draw(model, Agent(), **{field: text})
+    refused = refusal(model, **{field: f"{text} a"})
+    assert refused.code == FailureCode.PROMPT_TOO_LONG
+    assert f"{longest + 1} tokens" in refused.message
+    assert f"at most {longest}." in refused.message
+
+
+@pytest.mark.parametrize(
     ("name", "buffers", "changes", "code"),
     [
         ("sd_inpaint", [], {}, FailureCode.INVALID_REQUEST),
@@ -272,6 +296,17 @@ def test_a_prompt_is_drawn_up_to_the_encoders_length_and_refused_beyond(name: st
             {"task": "image-to-image", "strength": 0.8, "guidance_rescale": 0.5},
             FailureCode.INVALID_REQUEST,
         ),
+        ("sd3", [], {"guidance_rescale": 0.5}, FailureCode.INVALID_REQUEST),
+        ("flux", [], {"width": 72}, FailureCode.INVALID_REQUEST),
+        ("sd3", [], {"scheduler": "euler"}, FailureCode.INVALID_REQUEST),
+        (
+            "sd3",
+            [PICTURE],
+            {"task": "image-to-image", "strength": 0.8, "scheduler": "flow_unipc"},
+            FailureCode.INVALID_REQUEST,
+        ),
+        ("lcm", [PICTURE, MASK], {"task": "inpaint", "strength": 0.8}, FailureCode.INVALID_REQUEST),
+        ("lcm", [PICTURE], {"task": "image-to-image", "strength": 0.05, "steps": 4}, FailureCode.INVALID_REQUEST),
         ("sd15", [], {"task": "image-to-image", "strength": 0.8}, FailureCode.INVALID_INPUT),
         ("sd15", [PICTURE], {}, FailureCode.INVALID_INPUT),
         ("sd15", [PICTURE], {"task": "inpaint", "strength": 0.8}, FailureCode.INVALID_INPUT),
