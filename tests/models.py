@@ -60,6 +60,9 @@ LIBRARY_WARNINGS = [
     pytest.mark.filterwarnings("ignore:Should have t:UserWarning:torchsde"),
 ]
 
+#: torch's compiler warns of what it imports itself. For `pytestmark`.
+COMPILER_WARNINGS = pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+
 #: The noise schedule of Stable Diffusion.
 _SCHEDULE: dict[str, Any] = {
     "beta_start": 0.00085,

@@ -53,6 +53,25 @@ class StepRange(_Frozen):
     max_steps: PositiveInt
 
 
+class EngineOptions(_Frozen):
+    """How the engine runs a model, for speed or memory.
+
+    Pictures differ by rounding. To those of `deterministic` requests only `channels_last` and the reuse of prompts that
+    were encoded alone apply.
+    """
+
+    #: Weights of convolutions with the channels innermost, as tensor cores want them; slower on CPUs.
+    channels_last: bool = False
+    #: `torch.compile` of the denoiser and the decoder; seconds to minutes for every size and width of call, once.
+    compile: bool = False
+    #: Denoiser calls that come often are recorded as CUDA graphs and repeated; CUDA only.
+    graphs: bool = False
+    #: Most pictures of one decode; None = as many as fit.
+    vae_batch: PositiveInt | None = None
+    #: Encoded prompts that are kept; 0 = none.
+    embedding_cache: int = Field(default=256, ge=0, le=65_536)
+
+
 class CatalogEntry(_Frozen):
     """One model of `models.yaml`."""
 
@@ -76,6 +95,7 @@ class CatalogEntry(_Frozen):
     default: bool = False
     defaults: SamplingDefaults = SamplingDefaults()
     limits: Limits = Limits()
+    options: EngineOptions = EngineOptions()
 
 
 class ModelCard(_Frozen):

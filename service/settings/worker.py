@@ -88,8 +88,11 @@ def engine_environment() -> dict[str, str]:
     }
     # Threads that spin while they wait cost twentyfold where another process wants the cores (0.8 s became 19.7 s).
     # Code that comes with a model is never run; a hub's counters are nobody's business.
+    # What torch compiles is kept as code, by default in a folder of /tmp that anybody may make before us.
+    caches = Path(seen.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return {
         "OMP_WAIT_POLICY": "PASSIVE",
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "darkroom" / "compiled"),
         **seen,
         "DIFFUSERS_DISABLE_CUSTOM_CODE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -213,8 +213,10 @@ def test_a_model_that_was_put_on_the_shelf_comes_back_the_same() -> None:
     for name, model in (("one", "a"), ("two", "b"), ("three", "a")):
         house.ask(name, model, lambda model: loaded.append(model) or weight_of(model))
         house.run_until_ended(name)
+        loaded[-1].kept["recorded"] = "where the weights are now"
     first, _, third = loaded
     assert third is not first
+    assert first.kept == {}
     assert third.pipeline is first.pipeline
     assert third.preview is first.preview is not None
     assert house.ends["three"] == house.ends["one"] == weight_of(load_tiny("sd15"))

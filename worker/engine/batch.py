@@ -20,8 +20,9 @@ import torch
 from service.contract.costs import CallLabel
 from worker.engine.budget import RowBudget
 from worker.engine.faults import Fault, classify, free_memory
-from worker.engine.keys import kind_of
+from worker.engine.keys import fitting, kind_of
 from worker.engine.ledger import Ledger
+from worker.engine.lessons import Lesson, lesson_of
 from worker.engine.meter import CudaMeter, HostMeter, Meter, Reading
 from worker.engine.rounds import Rounds
 from worker.engine.rows import CudaGauge, NoGauge, RowLimits
@@ -74,7 +75,8 @@ class Batch:
         self.hub.run()
         if len(self._rounds):
             key = self._rounds.next_turn()
-            taken = self._rounds.take(key, lambda waiting: waiting[1].rows, self._budget.limit(kind_of(key)))
+            limit = fitting(key, self._budget.limit(kind_of(key)), self._rounds.waiting(key, _rows))
+            taken = self._rounds.take(key, _rows, limit)
             # Who was stopped while waiting is still in the queue, and waits for something else or nothing.
             waiting = [(strand, work) for strand, work in taken if strand.work is work]
             if waiting:
@@ -111,7 +113,12 @@ class Batch:
         self._meter.begin()
         out_of_memory = False
         try:
-            results = self._budget.measure(kind_of(key), rows, functools.partial(_do, works))
+            results = self._budget.measure(
+                kind_of(key),
+                rows,
+                functools.partial(_do, works),
+                teaches=lambda: lesson_of(works[0]) is Lesson.EVERYTHING,
+            )
         except Exception as err:  # noqa: BLE001 - it belongs to whichever strand's work it was
             fault = classify(err)
             if fault is Fault.DEVICE:
@@ -123,10 +130,9 @@ class Batch:
         else:
             for (strand, _), result in zip(waiting, results, strict=True):
                 self.hub.wake(strand, result)
-            shares = [(strand, work.rows) for strand, work in waiting]
-            peak_bytes = self._budget.peak_bytes
-            self._unsettled.append(_Made(self._meter.end(), key, works[0].label, rows, peak_bytes, shares))
             self.calls, self.rows = self.calls + 1, self.rows + rows
+            if lesson_of(works[0]) is not Lesson.NOTHING:
+                self._made(waiting)
             return
         # Outside of the handler, whose error keeps the failed call's tensors.
         if out_of_memory:
@@ -138,11 +144,21 @@ class Batch:
         else:
             self._find_culprit(waiting)
 
+    def _made(self, waiting: list[Waiting]) -> None:
+        """Note a call that was just made, to be settled once the device is done with it."""
+        first, shares = waiting[0][1], [(strand, work.rows) for strand, work in waiting]
+        rows, peak_bytes = sum(rows for _, rows in shares), self._budget.peak_bytes
+        self._unsettled.append(_Made(self._meter.end(), first.key, first.label, rows, peak_bytes, shares))
+
     def _find_culprit(self, waiting: list[Waiting]) -> None:
         """Do each work alone: the one at fault gets its error, the others their results."""
         log.warning("shared_call_failed", works=len(waiting))
         for one in waiting:
             self._call([one])
+
+
+def _rows(waiting: Waiting) -> int:
+    return waiting[1].rows
 
 
 def _do(works: list[SharedWork]) -> list[Any]:

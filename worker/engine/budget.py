@@ -52,9 +52,11 @@ class RowBudget:
             rows = min(rows, self._ledger.rows_within(label, self._step_target_s))
         return rows
 
-    def measure(self, kind: Hashable, rows: int, call: Callable[[], T]) -> T:
-        """Make the call and learn what memory it takes; what it raises is raised."""
-        return self._limits.measure(kind, rows, call)
+    def measure(
+        self, kind: Hashable, rows: int, call: Callable[[], T], *, teaches: Callable[[], bool] = lambda: True
+    ) -> T:
+        """Make the call and learn what memory it takes, if it `teaches` that; what it raises is raised."""
+        return self._limits.measure(kind, rows, call, teaches=teaches)
 
     @property
     def peak_bytes(self) -> int | None:

@@ -8,13 +8,16 @@ Prompts, timesteps and noise are rows; guidance, samplers and step counts are no
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 
 from service.contract.costs import CallLabel
-from worker.engine.keys import Alone
+from worker.engine.keys import Alone, Stepped
+from worker.engine.lessons import Lesson
 
 #: Positional arguments of every denoiser of diffusers.
 _POSITIONAL = ("sample", "timestep")
@@ -25,6 +28,40 @@ _WITHOUT_ROWS = frozenset({"txt_ids", "img_ids"})
 
 #: Where a value stands in the arguments or in what a module returns: names and indices, from the outside in.
 Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The arguments of a call of several requests."""
+
+    leaves: Mapping[Path, Any]
+    #: Where a tensor has one row for each of the call's; others are given to all rows alike.
+    with_rows: frozenset[Path]
+    rows: int
+    #: The nesting of the leaves.
+    _like: Mapping[str, Any] = field(repr=False)
+
+    def arguments(self, leaves: Mapping[Path, Any] | None = None) -> dict[str, Any]:
+        """Return the keyword arguments of the call, with other leaves where they are given."""
+        return rebuilt(self._like, self.leaves if leaves is None else leaves)
+
+    def but(self, leaves: Mapping[Path, Any], rows: int) -> Joined:
+        """Return the call with other leaves of other rows."""
+        return Joined(leaves, self.with_rows, rows, self._like)
+
+
+class Runner(Protocol):
+    """Makes calls in another way than by calling the module: compiled, or recorded and repeated."""
+
+    #: Rows that its calls have; those between are padded by it.
+    widths: tuple[int, ...]
+
+    def run(self, module: torch.nn.Module, joined: Joined, *, on_prepare: Callable[[], None]) -> tuple[Any, Lesson]:
+        """Return what the module returns, equal but for rounding, and what the call teaches.
+
+        `on_prepare` is called first where the call must be prepared, which takes seconds to minutes.
+        """
+        ...
 
 
 class DenoiserCall:
@@ -38,30 +75,61 @@ class DenoiserCall:
         *,
         alone: bool,
         label: CallLabel | None = None,
+        runner: Runner | None = None,
+        on_prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        """`alone`: share this call with no other, whatever it costs."""
+        """`alone`: share this call with no other, whatever it costs, and make it as the pipeline would.
+
+        `runner` makes all other calls; `on_prepare` is called where that begins with minutes of preparation.
+        """
         self.label = label
         self._module, self._args, self._kwargs = module, args, kwargs
         self._named = dict(zip(_POSITIONAL, args, strict=False)) | dict(kwargs)
-        self.leaves = dict(_leaves(self._named))
+        self.leaves = dict(leaves_of(self._named))
         self.rows = _count_rows(self.leaves)
         understood = len(args) <= len(_POSITIONAL)
         signature = (id(module), *self._signature())
-        self.key: Hashable = Alone(signature) if alone or not understood else signature
+        self._runner = None if alone or not understood else runner
+        self.on_prepare = on_prepare
+        self.lesson = Lesson.EVERYTHING
+        self.key: Hashable = signature
+        if alone or not understood:
+            self.key = Alone(signature)
+        elif runner is not None:
+            self.key = Stepped(signature, runner.widths)
 
     def alone(self) -> Any:
         """Return what the module returns for the call as the pipeline made it."""
+        if self._runner is not None:
+            return self._joined([self], self._runner)[0]
         return self._module(*self._args, **self._kwargs)
 
     def together(self, works: Sequence[DenoiserCall]) -> list[Any]:
         """Return each call's rows of what the module returns for all of them at once."""
         if len(works) == 1:
             return [works[0].alone()]
-        joined = {path: _join(path, [work.leaves[path] for work in works], works) for path in self.leaves}
-        returned = self._module(**_rebuilt(self._named, joined))
+        return self._joined(works, self._runner)
+
+    def _joined(self, works: Sequence[DenoiserCall], runner: Runner | None) -> list[Any]:
+        leaves = {path: _join(path, [work.leaves[path] for work in works], works) for path in self.leaves}
+        if runner is None:
+            returned = self._module(**rebuilt(self._named, leaves))
+        else:
+            joined = self._described(leaves, sum(work.rows for work in works))
+            returned, self.lesson = runner.run(self._module, joined, on_prepare=functools.partial(_tell, works))
         sizes = [work.rows for work in works]
-        parts = {path: leaf.split(sizes) for path, leaf in _leaves(returned) if isinstance(leaf, torch.Tensor)}
-        return [_rebuilt(returned, {path: split[i] for path, split in parts.items()}) for i in range(len(works))]
+        parts = {path: leaf.split(sizes) for path, leaf in leaves_of(returned) if isinstance(leaf, torch.Tensor)}
+        return [rebuilt(returned, {path: split[i] for path, split in parts.items()}) for i in range(len(works))]
+
+    def _described(self, leaves: dict[Path, Any], rows: int) -> Joined:
+        """Return the joined call as a runner takes it: its timesteps in one format, so that samplers share it."""
+        with_rows = {
+            path
+            for path, leaf in self.leaves.items()
+            if path[-1] == _TIMESTEP or (isinstance(leaf, torch.Tensor) and _has_rows(path, leaf, self.rows))
+        }
+        leaves = {path: leaf.float() if path[-1] == _TIMESTEP else leaf for path, leaf in leaves.items()}
+        return Joined(leaves, frozenset(with_rows), rows, self._named)
 
     def _signature(self) -> Iterator[Hashable]:
         for path, leaf in self.leaves.items():
@@ -75,25 +143,30 @@ class DenoiserCall:
                 yield path, tuple(leaf.shape[1:]), leaf.dtype, str(leaf.device)
 
 
-def _leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def _tell(works: Sequence[DenoiserCall]) -> None:
+    for work in works:
+        work.on_prepare()
+
+
+def leaves_of(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Yield what stands at the ends of nested dicts, lists and tuples (`ModelOutput` is a dict), with its place."""
     if isinstance(value, Mapping):
         for name in value:
-            yield from _leaves(value[name], (*path, name))
+            yield from leaves_of(value[name], (*path, name))
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _leaves(item, (*path, index))
+            yield from leaves_of(item, (*path, index))
     else:
         yield path, value
 
 
-def _rebuilt(value: Any, leaves: Mapping[Path, Any], path: Path = ()) -> Any:
+def rebuilt(value: Any, leaves: Mapping[Path, Any], path: Path = ()) -> Any:
     """Return the same nesting with the leaves that are given in place of its own."""
     if isinstance(value, Mapping):
         make: Callable[..., Any] = dict if type(value) is dict else lambda items: type(value)(**items)
-        return make({name: _rebuilt(value[name], leaves, (*path, name)) for name in value})
+        return make({name: rebuilt(value[name], leaves, (*path, name)) for name in value})
     if isinstance(value, (list, tuple)):
-        return type(value)([_rebuilt(item, leaves, (*path, index)) for index, item in enumerate(value)])
+        return type(value)([rebuilt(item, leaves, (*path, index)) for index, item in enumerate(value)])
     return leaves.get(path, value)
 
 

@@ -23,7 +23,8 @@ from worker.engine.faults import Fault, classify, free_memory
 from worker.engine.labels import denoise_label
 from worker.engine.phases import Phases
 from worker.engine.previewing import Previewer
-from worker.engine.strands import gather, share
+from worker.engine.speed import speed_of
+from worker.engine.strands import SharedWork, gather, share
 from worker.engine.works import LatentsWork, PictureWork, PromptWork
 from worker.pipelines import stages, tasks
 from worker.pipelines.errors import Refusal
@@ -70,6 +71,7 @@ class Drawing:
         #: Denoiser calls done, by image.
         self._done = [0] * self._spec.num_images
         self._alone = request.alone or self._spec.deterministic
+        self._waits_for_compiler = False
 
     @torch.no_grad()
     def run(self) -> Finished:
@@ -79,7 +81,7 @@ class Drawing:
         stages.check_prompts(self._model, self._spec)
         self._calls_per_image = tasks.count_calls(self._model, self._spec)
         self._phases.enter("encode")
-        embeddings = self._with_room(lambda: share(PromptWork(self._model, self._spec, alone=self._alone)))
+        embeddings = self._with_room(self._encode)
         self._phases.leave()
         gather([functools.partial(self._image_of, index, embeddings) for index in range(self._spec.num_images)])
         return Finished(
@@ -89,6 +91,16 @@ class Drawing:
             decode_s=self._phases.spent_s("decode"),
             receipt=self._receipt(),
         )
+
+    def _encode(self) -> Embeddings:
+        cache = speed_of(self._model).embeddings
+        known = cache.get(self._spec, exact=self._alone)
+        if known is not None:
+            return known
+        work = PromptWork(self._model, self._spec, alone=self._alone)
+        embeddings = share(work)
+        cache.put(self._spec, embeddings, exact=work.is_exact)
+        return embeddings
 
     def _image_of(self, index: int, embeddings: Embeddings) -> None:
         pixels = self._with_room(lambda: self._draw(index, embeddings))
@@ -116,7 +128,9 @@ class Drawing:
 
     def _decode(self, latents: torch.Tensor, *, in_float32: bool = False) -> torch.Tensor:
         latents = stages.unscaled(self._model, latents, self._spec.task, in_float32=in_float32)
-        return share(LatentsWork(self._model, self._spec, latents, in_float32=in_float32, alone=self._alone))
+        wait = self._tell_wait
+        work = LatentsWork(self._model, self._spec, latents, in_float32=in_float32, alone=self._alone, on_prepare=wait)
+        return self._share(work)
 
     def _denoise(self, index: int, embeddings: Embeddings, *, encode_in_float32: bool = False) -> torch.Tensor:
         self._phases.enter("encode", index)
@@ -129,7 +143,8 @@ class Drawing:
         def call(denoiser: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
             self._phases.enter("denoise", index)
             self._stop_if_canceled()
-            return share(DenoiserCall(denoiser, args, kwargs, alone=self._alone, label=label))
+            how = {"alone": self._alone, "runner": speed_of(self._model).runner, "on_prepare": self._tell_wait}
+            return self._share(DenoiserCall(denoiser, args, kwargs, label=label, **how))
 
         def encode(picture: torch.Tensor) -> torch.Tensor:
             return share(PictureWork(self._model, self._spec, picture, alone=self._alone))
@@ -167,6 +182,18 @@ class Drawing:
             return False
         self._degraded.add(VAE_FLOAT32)
         return True
+
+    def _tell_wait(self) -> None:
+        """A call of this request must be compiled first: the agent's patience with a step is too short for that."""
+        self._waits_for_compiler = True
+        self._tell_phase("load")
+
+    def _share(self, work: SharedWork) -> Any:
+        result = share(work)
+        if self._waits_for_compiler:
+            self._waits_for_compiler = False
+            self._phases.tell_again()
+        return result
 
     def _stop_if_canceled(self) -> None:
         if self._is_canceled():

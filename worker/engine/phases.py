@@ -46,6 +46,11 @@ class Phases:
         self._count()
         self._under_way.pop(image, None)
 
+    def tell_again(self) -> None:
+        """Tell what was told last, where something else was said since."""
+        if self._told is not None:
+            self._tell(self._told)
+
     def spent_s(self, phase: Phase) -> float:
         """Return the seconds that belong to a phase, up to the last `enter` or `leave`."""
         return self._spent_s.get(phase, 0.0)

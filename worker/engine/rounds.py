@@ -49,6 +49,10 @@ class Rounds(Generic[W]):
         """Let a work wait at the end of its key's queue."""
         self._queues.setdefault(key, _Queue()).works.append((work, self._clock()))
 
+    def waiting(self, key: Hashable, count: Callable[[W], int]) -> int:
+        """Return the sum of the counts of all works that wait by a key."""
+        return sum(count(work) for work, _ in self._queues[key].works)
+
     def next_turn(self) -> Hashable:
         """Return the key whose turn it is, and charge it. Raises `LookupError` when nothing waits."""
         if not self._queues:

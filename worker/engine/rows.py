@@ -140,11 +140,18 @@ class RowLimits:
             fits = min(2 * rows, self._affordable(rows, peak_bytes), self._most)
             self._remember(key, _Width(proven=fits, ceiling=self._most, told=True))
 
-    def measure(self, key: Hashable, rows: int, call: Callable[[], T]) -> T:
-        """Make the call and learn from it; what it raises is raised, and is learnt from by `failed`."""
+    def measure(
+        self, key: Hashable, rows: int, call: Callable[[], T], *, teaches: Callable[[], bool] = lambda: True
+    ) -> T:
+        """Make the call and learn from it; what it raises is raised, and is learnt from by `failed`.
+
+        `teaches` says, once the call was made, whether what it took is what the next will take.
+        """
         self.peak_bytes = None
         self._gauge.begin()
         result = call()
+        if not teaches():
+            return result
         peak = self.peak_bytes = self._gauge.peak_bytes()
         affordable = self._affordable(rows, peak) if peak is not None and peak > 0 else None
         self._remember(key, self._known.get(key, self._unknown).after_success(rows, affordable, self._most))

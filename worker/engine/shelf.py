@@ -33,6 +33,8 @@ class Shelf:
             return
         while taken_bytes + sum(size for _, size in self._models.values()) > self._budget_bytes:
             self._models.popitem(last=False)
+        # Recorded calls and encoded prompts lie on the device, too, and serve nobody here.
+        model.kept.clear()
         for module in _modules(model):
             between()
             for tensor in (*module.parameters(), *module.buffers()):

@@ -28,6 +28,7 @@ from worker.pipelines.card import make_card
 from worker.pipelines.errors import UnusableModel
 from worker.pipelines.families.table import FAMILIES
 from worker.pipelines.fingerprint import fingerprint, model_files
+from worker.pipelines.options import apply_options, check_options
 from worker.pipelines.previews import Preview, fit, locate_decoder, read_decoder
 from worker.pipelines.schedulers import Scheduler
 
@@ -55,6 +56,9 @@ class LoadedModel:
     samplers: dict[tuple[str, str, str | None], Any] = field(default_factory=dict)
     #: None where there are no previews.
     preview: Preview | None = None
+    #: What the engine keeps beside it: encoded prompts, compiled and recorded calls. Emptied (`clear`) whenever weights
+    #: move or change, it is made anew.
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -113,6 +117,7 @@ class Prepared:
 def prepare(entry: CatalogEntry) -> Prepared:
     """Find, fetch and check a model's files. Raises `UnusableModel` with what to do about it."""
     device = resolve_device(entry.device)
+    check_options(entry.options, device)
     dtype = resolve_dtype(entry.dtype, device)
     folder = _locate(entry)
     abilities = read_capabilities(folder)
@@ -142,6 +147,7 @@ def assemble(prepared: Prepared, between: Callable[[], None] = lambda: None) -> 
         folder = prepared.folder
         scheduler = type(pipeline.scheduler).from_pretrained(folder, subfolder="scheduler", local_files_only=True)
     pipeline.to(prepared.device)
+    apply_options(prepared.entry.options, pipeline)
     pipeline.set_progress_bar_config(disable=True)
     return LoadedModel(
         entry=prepared.entry,

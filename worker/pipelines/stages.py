@@ -181,13 +181,18 @@ def unscaled(model: LoadedModel, latents: torch.Tensor, task: Task, *, in_float3
     return family.unscaled(latents, vae, task)
 
 
-def decode_unscaled(model: LoadedModel, latents: torch.Tensor) -> torch.Tensor:
-    """Return the pictures of `unscaled` latents, (n, 3, height, width) in [-1, 1] or a little outside."""
+def decode_unscaled(
+    model: LoadedModel, latents: torch.Tensor, *, decoder: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Return the pictures of `unscaled` latents, (n, 3, height, width) in [-1, 1] or a little outside.
+
+    `decoder` does what the autoencoder's own `decode` would.
+    """
     vae = model.pipeline.vae
     if latents.dtype != vae.dtype:
         vae.to(dtype=latents.dtype)
     try:
-        return vae.decode(latents, return_dict=False)[0]
+        return vae.decode(latents, return_dict=False)[0] if decoder is None else decoder(latents)
     finally:
         _restore_dtype(model)
 
