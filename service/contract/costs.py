@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from service.contract.catalog import DType, ModelCard, ModelId
 
-#: What is done for several requests at once: their prompts encoded, one step of theirs denoised, their latents decoded.
+#: What is done for several requests at once: their prompts encoded, their input pictures encoded, one step of theirs
+#: denoised, their latents decoded.
 CallKind = Literal["prompts", "encode", "denoise", "decode"]
 
 #: Costs that are kept of one kind of device.

@@ -47,6 +47,11 @@ def written(redis_client: redis.Redis, wide: int, **changes: Any) -> str:
     return field
 
 
+def overgrow(redis_client: redis.Redis) -> None:
+    """Fill the hash with more than agents ever leave there."""
+    redis_client.hset(HASH, items=[str(part) for n in range(OVERGROWN + 1) for part in (n, "x")])
+
+
 def rows_of(costs: tuple[CallCost, ...]) -> set[int]:
     return {each.rows for each in costs}
 
@@ -59,11 +64,15 @@ def test_what_was_measured_is_known_afterwards_of_this_kind_of_device_alone(stor
 
 
 @pytest.mark.anyio
-async def test_gateways_know_it_too(store: JobStore, redis_settings: RedisSettings) -> None:
+async def test_gateways_know_it_too_and_read_no_hash_that_somebody_else_filled(
+    store: JobStore, redis_client: redis.Redis, redis_settings: RedisSettings
+) -> None:
     store.keep_costs(DEVICE, [cost(2, 0.1)])
     client = connect_async(redis_settings)
     try:
         assert await AsyncJobStore(client).costs(DEVICE) == (cost(2, 0.1),)
+        overgrow(redis_client)
+        assert await AsyncJobStore(client).costs(DEVICE) == ()
     finally:
         await client.aclose()
 
@@ -141,8 +150,10 @@ def test_an_entry_under_anothers_name_is_damaged(store: JobStore, redis_client: 
 
 
 def test_a_hash_that_somebody_else_filled_is_not_read(store: JobStore, redis_client: redis.Redis) -> None:
-    redis_client.hset(HASH, items=[str(part) for n in range(OVERGROWN + 1) for part in (n, "x")])
-    assert store.costs(DEVICE) == ()
+    overgrow(redis_client)
+    with structlog.testing.capture_logs() as logs:
+        assert store.costs(DEVICE) == ()
+    assert [line["event"] for line in logs] == ["costs_overgrown"]
     assert not redis_client.exists(HASH)
     store.keep_costs(DEVICE, [cost(2, 0.1)])
     assert store.costs(DEVICE) == (cost(2, 0.1),)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from service.contract.costs import MAX_MEASURED
+from service.contract.costs import MAX_MEASURED, MeasuredCost
 from service.contract.engine import Finished, Generate, Measured, Remember
 from service.contract.generation import GenerationSpec
 from tests.costs import cost, label
@@ -124,3 +124,21 @@ def test_an_engine_that_is_told_nonsense_draws_all_the_same(child: EngineChild) 
     child.send(Remember(costs=tuple(wrong)))
     child.send(Remember(costs=()))
     assert isinstance(child.draw(request("after", model="told"))[-1][0], Finished)
+
+
+@pytest.mark.parametrize(("target_s", "shared"), [("0", True), ("0.000001", False)])
+def test_requests_share_steps_unless_these_would_take_longer_than_they_may(target_s: str, shared: bool) -> None:
+    with EngineChild("--step-target-s", target_s) as child:
+        child.hello()
+        child.load(tiny_model("sd15"))
+        for name in "abc":
+            child.send(request(name, steps=30))
+        for name in "abc":
+            assert isinstance(child.rest(name)[-1][0], Finished)
+        while sum(each.calls * each.cost.rows for each in steps_of(child)) < 3 * 30 * 2:
+            child.take_report()
+        assert (max(each.cost.rows for each in steps_of(child)) > 2) == shared
+
+
+def steps_of(child: EngineChild) -> list[MeasuredCost]:
+    return [each for each in child.measured if each.cost.label.kind == "denoise"]
