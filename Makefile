@@ -7,6 +7,9 @@ PROMPT ?=
 BIN := .venv/bin
 RUN_EXTRAS := gateway worker cli embedded
 DEV_EXTRAS := $(RUN_EXTRAS) training dev
+# As many as there are cores, each with servers of its own; a file of tests is one process' business. One shared Redis, one
+# process.
+TEST_PROCESSES := $(if $(TEST_REDIS_URL),,--numprocesses=auto --maxprocesses=4 --dist=loadfile)
 TRAINING_STAGES := data autoencoder text-encoder denoiser lora controlnet textual-inversion classifier evaluate evaluate-extras
 
 .DEFAULT_GOAL := help
@@ -25,7 +28,7 @@ run: environment ## Start everything, draw a picture, serve. PORT=8000 DARKROOM_
 	@exec $(BIN)/darkroom up --port $(PORT) --home "$(DARKROOM_HOME)" $(if $(PROMPT),--prompt "$(PROMPT)") $(if $(ONCE),--once)
 
 test: environment-dev ## Run every test, against a real Valkey and a real S3 server
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest $(TEST_PROCESSES) $(ARGS)
 
 check: environment-dev ## Lint, types, import rules, architecture tests; offline and deterministic
 	$(BIN)/ruff check .
