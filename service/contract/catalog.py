@@ -12,6 +12,9 @@ DType = Literal["float32", "float16", "bfloat16"]
 Family = Literal["sd1", "sd2", "sdxl", "lcm", "sd3", "flux", "other"]
 #: `batched`: many requests share its calls. `whole`: it draws one request at a time, and shares nothing.
 Execution = Literal["batched", "whole"]
+#: Where a model's modules wait while they do not compute: on the device, or in the machine's memory, brought to the
+#: device as wholes or layer by layer.
+Offload = Literal["none", "model", "sequential"]
 #: What a request may say, and a model may have no use for.
 UnusedField = Literal["negative_prompt", "guidance_scale", "guidance_rescale", "eta", "sigmas"]
 
@@ -70,6 +73,9 @@ class EngineOptions(_Frozen):
     vae_batch: PositiveInt | None = None
     #: Encoded prompts that are kept; 0 = none.
     embedding_cache: int = Field(default=256, ge=0, le=65_536)
+    #: Where its modules wait while they do not compute. Needs a GPU or another accelerator; the model then draws one
+    #: request at a time.
+    offload: Offload = "none"
 
 
 class CatalogEntry(_Frozen):

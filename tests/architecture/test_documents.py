@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings
 
 from service.api.problems import STATUSES
 from service.cli.commands import app
-from service.contract.catalog import CatalogEntry, Limits, SamplingDefaults
+from service.contract.catalog import CatalogEntry, EngineOptions, Limits, SamplingDefaults
 from service.contract.errors import RETRYABLE_FAILURES, FailureCode
 from service.settings.cli import ClientSettings, UpSettings
 from service.settings.gateway import AdmissionSettings, AuthSettings, HttpSettings
@@ -85,7 +85,8 @@ def test_every_error_code_is_documented_with_its_status_or_its_hope() -> None:
 
 def test_every_field_of_the_catalogue_is_documented() -> None:
     text = (ROOT / "docs/adding-a-model.md").read_text("utf-8")
-    fields = {*CatalogEntry.model_fields, *SamplingDefaults.model_fields, *Limits.model_fields}
+    parts = (CatalogEntry, SamplingDefaults, Limits, EngineOptions)
+    fields = {field for part in parts for field in part.model_fields}
     assert {field for field in fields if f"`{field}`" not in text} == set()
 
 

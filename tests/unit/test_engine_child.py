@@ -25,6 +25,7 @@ from service.contract.engine import (
 )
 from service.contract.generation import GenerationSpec
 from tests.engine_child import EngineChild, Received
+from tests.exotic_models import exotic_model
 from tests.models import build, tiny_model
 from worker.engine.loop import suitable_capacity
 
@@ -130,6 +131,20 @@ def test_several_models_are_kept_warm_side_by_side(child: EngineChild) -> None:
     small = picture_of(child.draw(ask()))
     assert picture_of(child.draw(ask(model="xl"))) != small
     assert picture_of(child.draw(ask())) == small
+
+
+def test_a_pipeline_that_is_not_batched_is_drawn_beside_the_others(child: EngineChild) -> None:
+    card = child.load(exotic_model("pixart"), model="whole")
+    assert (card.family, card.execution) == ("other", "whole")
+    whole = {"model": "whole", "width": 256, "height": 256, "guidance_scale": 4.5, "scheduler": card.scheduler}
+    expected = picture_of(child.draw(ask("alone", **whole)))
+    child.send(ask("canceled", steps=100, **whole))
+    child.send(ask("whole", **whole))
+    child.send(ask("batched", steps=20))
+    child.cancel("canceled")
+    assert isinstance(child.rest("batched")[-1][0], Finished)
+    assert refusal_of(child.rest("canceled")).code == "canceled"
+    assert picture_of(child.rest("whole")) == expected
 
 
 def test_a_model_that_is_warm_already_is_not_read_again(child: EngineChild) -> None:

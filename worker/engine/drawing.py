@@ -36,7 +36,7 @@ T = TypeVar("T")
 #: In a receipt: the autoencoder ran in float32 though the model is kept in another format.
 VAE_FLOAT32 = "vae-float32"
 
-_NUMERICAL = "The model gave no finite picture for this request; other settings or another seed may do."
+NUMERICAL = "The model gave no finite picture for this request; other settings or another seed may do."
 _NO_MEMORY = "The device ran out of memory, also when the request was drawn alone; ask for a smaller picture."
 
 
@@ -83,7 +83,13 @@ class Drawing:
         self._phases.enter("encode")
         embeddings = self._with_room(self._encode)
         self._phases.leave()
-        gather([functools.partial(self._image_of, index, embeddings) for index in range(self._spec.num_images)])
+        self._draw_all([functools.partial(self._image_of, index, embeddings) for index in range(self._spec.num_images)])
+        return self._finished()
+
+    def _draw_all(self, images: Sequence[Callable[[], None]]) -> None:
+        gather(images)
+
+    def _finished(self) -> Finished:
         return Finished(
             execution_id=self._execution_id,
             encode_s=self._phases.spent_s("encode"),
@@ -114,7 +120,7 @@ class Drawing:
             # The input picture was encoded by the autoencoder first, the one part that is known to overflow.
             latents = self._denoise(index, embeddings, encode_in_float32=True)
         if not _finite(latents):
-            raise Refusal(FailureCode.NUMERICAL_ERROR, _NUMERICAL)
+            raise Refusal(FailureCode.NUMERICAL_ERROR, NUMERICAL)
         self._phases.enter("decode", index)
         self._stop_if_canceled()
         picture = self._decode(latents)
@@ -123,7 +129,7 @@ class Drawing:
             picture = self._decode(latents, in_float32=True)
             pixels = _sound_pixels(picture)
         if pixels is None:
-            raise Refusal(FailureCode.NUMERICAL_ERROR, _NUMERICAL)
+            raise Refusal(FailureCode.NUMERICAL_ERROR, NUMERICAL)
         return None if stages.is_flagged(self._model, picture) else pixels
 
     def _decode(self, latents: torch.Tensor, *, in_float32: bool = False) -> torch.Tensor:
@@ -136,7 +142,7 @@ class Drawing:
         self._phases.enter("encode", index)
         seed = self._spec.seed + index
         pipeline = tasks.task_pipeline(self._model, self._spec, seed=seed)
-        self._scheduler_sha256 = self._scheduler_sha256 or _config_sha256(pipeline)
+        self._scheduler_sha256 = self._scheduler_sha256 or config_sha256(pipeline)
 
         label = denoise_label(self._model, self._spec, tokens=stages.count_tokens(embeddings))
 
@@ -209,12 +215,13 @@ class Drawing:
         self._stop_if_canceled()
 
     def _tell_image(self, index: int, pixels: NDArray[np.uint8] | None) -> None:
+        height, width = (self._spec.height, self._spec.width) if pixels is None else pixels.shape[:2]
         message = ImageDrawn(
             execution_id=self._execution_id,
             index=index,
             seed=self._spec.seed + index,
-            width_px=self._spec.width,
-            height_px=self._spec.height,
+            width_px=width,
+            height_px=height,
             flagged=pixels is None,
         )
         self._send(message, [] if pixels is None else [pixels.data.cast("B")])
@@ -265,5 +272,6 @@ def _sound_pixels(picture: torch.Tensor) -> NDArray[np.uint8] | None:
     return pixels if pixels.any() else None
 
 
-def _config_sha256(pipeline: Pipeline) -> str:
+def config_sha256(pipeline: Pipeline) -> str:
+    """Return the checksum of the config of a pipeline's sampler."""
     return hashlib.sha256(pipeline.scheduler.to_json_string().encode()).hexdigest()

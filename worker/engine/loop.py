@@ -17,13 +17,14 @@ from worker.engine.background import Background
 from worker.engine.batch import batch_for
 from worker.engine.channel import Inbox, Outbox
 from worker.engine.device import device_name
-from worker.engine.drawing import Drawing, library_versions
+from worker.engine.drawing import library_versions
 from worker.engine.faults import Fault, classify, free_memory, report
 from worker.engine.ledger import CostReports, Ledger
 from worker.engine.memory import budget_bytes, shelf_bytes
 from worker.engine.residency import Residency
 from worker.engine.shelf import Shelf
 from worker.engine.strands import Strand
+from worker.engine.wholecall import drawing_class
 from worker.pipelines.errors import Refusal
 from worker.pipelines.loading import LoadedModel, resolve_device
 
@@ -102,7 +103,7 @@ class Engine:
         execution_id, spec = request.execution_id, request.spec
         try:
             with self._model_of(request) as (model, waited_s):
-                finished = Drawing(
+                finished = drawing_class(model)(
                     model,
                     request,
                     buffers,

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from worker.pipelines.loading import LoadedModel
+from worker.pipelines.offload import taken_bytes
 
 #: Parts of all memory: on a GPU the rest is for what calls take, elsewhere it is the machine's, and others live there.
 _GPU_SHARE, _MACHINE_SHARE = 0.7, 0.5
@@ -38,7 +39,12 @@ def _machine_bytes() -> int:
 
 
 def size_bytes(model: LoadedModel) -> int:
-    """Return what the weights of a model take."""
+    """Return what the weights of a model take of the device's memory."""
     modules = [part for part in model.pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    counted: set[int] = set()
+    sizes: list[int] = []
+    for module in modules:
+        own = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers()) if id(tensor) not in counted}
+        counted |= own.keys()
+        sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in own.values()))
+    return taken_bytes(sizes, model.entry.options.offload)

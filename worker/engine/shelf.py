@@ -26,10 +26,11 @@ class Shelf:
     def put(self, model: LoadedModel, between: Callable[[], None]) -> None:
         """Bring a model's weights into the machine's memory, if they fit there; else forget it.
 
-        `between` is called between its modules.
+        So is one forgotten that is offloaded: its weights lie there already, held by their hooks. `between` is called
+        between its modules.
         """
         taken_bytes = size_bytes(model)
-        if taken_bytes > self._budget_bytes:
+        if taken_bytes > self._budget_bytes or model.entry.options.offload != "none":
             return
         while taken_bytes + sum(size for _, size in self._models.values()) > self._budget_bytes:
             self._models.popitem(last=False)

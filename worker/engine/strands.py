@@ -61,7 +61,7 @@ class Strand(greenlet.greenlet):
         self.raised: BaseException | None = None
         #: Its part of the device's time so far, that of its branches included, s.
         self.spent_s = 0.0
-        self._hub = hub
+        self.hub = hub
         self._body = body
         self._owner = owner
         self._branches: list[Strand] = []
@@ -81,29 +81,29 @@ class Strand(greenlet.greenlet):
 
     def share(self, work: SharedWork) -> Any:
         """Wait until the work is done; return its result or raise its error."""
-        self._hub.check_thread_state()
+        self.hub.check_thread_state()
         self.work = work
-        self._hub.parked(self, work)
-        return self._hub.main.switch()
+        self.hub.parked(self, work)
+        return self.hub.main.switch()
 
     def suspend(self) -> None:
         """Wait until somebody wakes or stops this strand."""
-        self._hub.check_thread_state()
-        self._hub.main.switch()
+        self.hub.check_thread_state()
+        self.hub.main.switch()
 
     def pause(self) -> None:
         """Wait until every other strand that can go on has had its turn."""
-        self._hub.check_thread_state()
-        self._hub.wake_later(self)
-        self._hub.main.switch()
+        self.hub.check_thread_state()
+        self.hub.wake_later(self)
+        self.hub.main.switch()
 
     def gather(self, bodies: Sequence[Callable[[], T]]) -> list[T]:
         """Wait until every body has ended as a strand of its own, or one has failed."""
-        self._hub.check_thread_state()
-        self._branches = [Strand(self._hub, body, owner=self) for body in bodies]
+        self.hub.check_thread_state()
+        self._branches = [Strand(self.hub, body, owner=self) for body in bodies]
         for branch in self._branches:
-            self._hub.wake(branch)
-        self._hub.main.switch()
+            self.hub.wake(branch)
+        self.hub.main.switch()
         branches, self._branches = self._branches, []
         return [branch.result for branch in branches]
 
@@ -111,7 +111,7 @@ class Strand(greenlet.greenlet):
         """Stop what this strand gathers; none of it wakes the strand any more."""
         branches, self._branches = self._branches, []
         for branch in branches:
-            self._hub.stop(branch, Dropped())
+            self.hub.stop(branch, Dropped())
 
     def charge(self, seconds: float) -> None:
         """Add to the time of this strand and of those that wait for it, however late the time is known."""
@@ -124,9 +124,9 @@ class Strand(greenlet.greenlet):
         failed = next((branch.raised for branch in self._branches if branch.raised is not None), None)
         if failed is not None:
             self.drop_branches()
-            self._hub.wake(self, error=failed)
+            self.hub.wake(self, error=failed)
         elif self._branches and all(branch.dead or branch is greenlet.getcurrent() for branch in self._branches):
-            self._hub.wake(self)
+            self.hub.wake(self)
 
 
 class Hub:
@@ -139,6 +139,8 @@ class Hub:
         self._ready: deque[tuple[Strand, Any, BaseException | None]] = deque()
         self._paused: list[Strand] = []
         self._thread_state = _thread_state()
+        #: Strands that want what one may have at a time, by what it is: the first has it (`one_at_a_time`).
+        self.lines: dict[Hashable, deque[Strand]] = {}
 
     def start(self, body: Callable[[], None]) -> Strand:
         """Return a new strand that begins at the next `run`. What its body raises, `run` raises."""
@@ -220,6 +222,13 @@ def pause() -> None:
     strand = greenlet.getcurrent()
     if isinstance(strand, Strand):
         strand.pause()
+
+
+def charge(seconds: float) -> None:
+    """Add to the time of the strand that runs what it took of the device by itself, outside of any shared work."""
+    strand = greenlet.getcurrent()
+    if isinstance(strand, Strand):
+        strand.charge(seconds)
 
 
 def _thread_state() -> dict[str, bool]:

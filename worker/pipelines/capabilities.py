@@ -32,6 +32,11 @@ class Capabilities(Traits):
     components: tuple[str, ...]
 
 
+def is_batched(pipeline_class: str) -> bool:
+    """Return whether requests to pipelines of that class share their calls."""
+    return pipeline_class in READERS
+
+
 def read_capabilities(folder: Path) -> Capabilities:
     """Return what the model in a folder of diffusers layout can do.
 

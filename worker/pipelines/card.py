@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.contract.catalog import CatalogEntry, DType, Limits, ModelCard, StepRange
 from service.contract.schedulers import ALIASES
-from worker.pipelines.capabilities import Capabilities
+from worker.pipelines.capabilities import Capabilities, is_batched
 from worker.pipelines.errors import UnusableModel
 
 _DEFAULT_STRENGTH = 0.8
@@ -15,6 +15,8 @@ def make_card(entry: CatalogEntry, abilities: Capabilities, *, dtype: DType, sha
     asked = entry.defaults
     width = asked.width or abilities.native_width_px
     height = asked.height or abilities.native_height_px
+    if width is None or height is None:
+        raise UnusableModel("Its configs do not tell its native size. Set defaults.width and defaults.height, in px.")
     limits = _limits(entry.limits, abilities.max_side_px)
     strength = asked.strength if asked.strength is not None else _DEFAULT_STRENGTH
     guidance = asked.guidance_scale if asked.guidance_scale is not None else abilities.guidance_scale
@@ -44,6 +46,7 @@ def make_card(entry: CatalogEntry, abilities: Capabilities, *, dtype: DType, sha
         limits=limits,
         max_prompt_tokens=abilities.max_prompt_tokens,
         safety_checker=abilities.safety_checker,
+        execution="batched" if is_batched(abilities.pipeline_class) and entry.options.offload == "none" else "whole",
         unused_fields=abilities.unused_fields,
         rescaled_tasks=abilities.rescaled_tasks,
         dtype=dtype,

@@ -10,13 +10,13 @@ from pathlib import Path
 from worker.pipelines.errors import UnusableModel
 
 #: Components that are configs alone.
-_WEIGHTLESS = re.compile(r"scheduler|tokenizer|feature_extractor")
+_WEIGHTLESS = re.compile(r"(prior_)?(scheduler|tokenizer|feature_extractor|processor|image_processor)")
 
 #: `model.safetensors`, `model-00001-of-00002.safetensors`: weights without a variant.
 _PLAIN_WEIGHTS = re.compile(r"[^.]+\.safetensors")
 
 #: Without one of these transformers makes an empty vocabulary and says nothing.
-_VOCABULARIES = frozenset({"tokenizer.json", "vocab.json"})
+_VOCABULARIES = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model"})
 
 _CONFIG_SUFFIXES = frozenset({".json", ".txt", ".model"})
 
@@ -31,8 +31,8 @@ def model_files(folder: Path, components: Iterable[str], variant: str | None) ->
     for component in sorted(components):
         files = sorted(path for path in (folder / component).glob("*") if path.is_file())
         found += [path for path in files if path.suffix in _CONFIG_SUFFIXES and ".index." not in path.name]
-        if component.startswith("tokenizer") and not any(path.name in _VOCABULARIES for path in files):
-            raise UnusableModel(f"{component} has no vocabulary (tokenizer.json or vocab.json).")
+        if "tokenizer" in component and not any(path.name in _VOCABULARIES for path in files):
+            raise UnusableModel(f"{component} has no vocabulary ({' or '.join(sorted(_VOCABULARIES))}).")
         if _WEIGHTLESS.match(component):
             continue
         weights = [path for path in files if path.suffix == ".safetensors"]

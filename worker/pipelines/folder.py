@@ -13,7 +13,7 @@ from worker.pipelines.errors import UnusableModel
 
 SUPPORTED = (
     "Supported are folders in diffusers layout of Stable Diffusion 1.x, 2.x and XL with 4 or 9 input channels, "
-    "Stable Diffusion 3, FLUX.1 and latent consistency models."
+    "Stable Diffusion 3, FLUX.1 and latent consistency models, and other text-to-image pipelines of diffusers."
 )
 
 
@@ -69,7 +69,7 @@ class ModelFolder:
 
     def config(self, component: str, kind: type[C]) -> C:
         """Return a component's config. Raises `UnusableModel` naming the field that is wrong."""
-        values = _read(self.path / component / "config.json")
+        values = read_json(self.path / component / "config.json")
         if "_diffusers_version" in values:
             values["diffusers_version"] = values["_diffusers_version"]
         try:
@@ -81,15 +81,16 @@ class ModelFolder:
 
     def scheduler(self) -> dict[str, Any]:
         """Return the config of the folder's own sampler."""
-        return _read(self.path / "scheduler" / "scheduler_config.json")
+        return read_json(self.path / "scheduler" / "scheduler_config.json")
 
 
 def open_folder(path: Path) -> ModelFolder:
     """Return the folder. Raises `UnusableModel` where it has no index that can be read."""
-    return ModelFolder(path=path, index=_read(path / "model_index.json"))
+    return ModelFolder(path=path, index=read_json(path / "model_index.json"))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a folder's file. Raises `UnusableModel` naming the file."""
     name = "/".join(path.parts[-2:]) if path.name != "model_index.json" else path.name
     try:
         return TypeAdapter(dict[str, JsonValue]).validate_json(path.read_bytes())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +24,14 @@ import transformers
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from service.contract.catalog import CatalogEntry, DType, ModelCard
-from worker.pipelines.capabilities import Capabilities, read_capabilities
+from worker.pipelines.abilities import read_abilities
+from worker.pipelines.capabilities import Capabilities
 from worker.pipelines.card import make_card
 from worker.pipelines.errors import UnusableModel
 from worker.pipelines.families.table import FAMILIES
 from worker.pipelines.fingerprint import fingerprint, model_files
-from worker.pipelines.options import apply_options, check_options
+from worker.pipelines.offload import attach, check_offload, taken_bytes
+from worker.pipelines.options import apply_options, check_execution, check_options
 from worker.pipelines.previews import Preview, fit, locate_decoder, read_decoder
 from worker.pipelines.schedulers import Scheduler
 
@@ -102,9 +105,17 @@ class Prepared:
     preview_decoder: Path | None = None
 
     @property
+    def home(self) -> torch.device:
+        """Where its modules lie when they do not compute."""
+        return self.device if self.entry.options.offload == "none" else torch.device("cpu")
+
+    @property
     def weights_bytes(self) -> int:
-        """What the weights take in their files: about what they will take in memory."""
-        return sum(size for path, (size, _) in self.stamps.items() if path.suffix == ".safetensors")
+        """What the weights take in their files: about what they will take of the device's memory."""
+        parts: defaultdict[str, int] = defaultdict(int)
+        for path, (size, _) in self.stamps.items():
+            parts[path.parent.name] += size if path.suffix == ".safetensors" else 0
+        return taken_bytes(parts.values(), self.entry.options.offload)
 
     def is_current(self) -> bool:
         """Return whether the files are still those that were read."""
@@ -118,12 +129,14 @@ def prepare(entry: CatalogEntry) -> Prepared:
     """Find, fetch and check a model's files. Raises `UnusableModel` with what to do about it."""
     device = resolve_device(entry.device)
     check_options(entry.options, device)
+    check_offload(entry.options.offload, device)
     dtype = resolve_dtype(entry.dtype, device)
     folder = _locate(entry)
-    abilities = read_capabilities(folder)
+    abilities = read_abilities(folder)
     files = model_files(folder, abilities.components, entry.variant)
     stamps = _stamps(files)
     card = make_card(entry, abilities, dtype=dtype, sha256=fingerprint(folder, files))
+    check_execution(entry.options, card.execution)
     return Prepared(
         entry=entry,
         card=card,
@@ -146,8 +159,9 @@ def assemble(prepared: Prepared, between: Callable[[], None] = lambda: None) -> 
         pipeline = _pipeline(prepared, modules)
         folder = prepared.folder
         scheduler = type(pipeline.scheduler).from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-    pipeline.to(prepared.device)
     apply_options(prepared.entry.options, pipeline)
+    pipeline.to(prepared.home)
+    attach(pipeline, prepared.entry.options.offload, prepared.device)
     pipeline.set_progress_bar_config(disable=True)
     return LoadedModel(
         entry=prepared.entry,
@@ -166,8 +180,12 @@ def load(entry: CatalogEntry) -> LoadedModel:
 
 
 def _preview(prepared: Prepared, pipeline: Pipeline, between: Callable[[], None]) -> Preview | None:
-    """Return what makes previews; nothing does for a model with a safety checker: it would show what is withheld."""
-    if prepared.card.safety_checker:
+    """Return what makes previews.
+
+    Nothing does for a model with a safety checker: it would show what is withheld. Nor for one that draws whole
+    requests: its latents are its own, or its autoencoder is elsewhere than they are.
+    """
+    if prepared.card.safety_checker or prepared.card.execution == "whole":
         return None
     if prepared.preview_decoder is not None:
         return read_decoder(prepared.preview_decoder, pipeline.vae, prepared.device, prepared.dtype)
@@ -186,7 +204,7 @@ def _locate(entry: CatalogEntry) -> Path:
         configs = huggingface_hub.snapshot_download(
             entry.source, revision=entry.revision, allow_patterns=_CONFIG_FILES, max_workers=1
         )
-        read_capabilities(Path(configs))
+        read_abilities(Path(configs))
         downloaded = DiffusionPipeline.download(
             entry.source, revision=entry.revision, variant=entry.variant, use_safetensors=True
         )
@@ -197,7 +215,7 @@ def _locate(entry: CatalogEntry) -> Path:
 
 
 def _modules(prepared: Prepared, between: Callable[[], None]) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Yield the modules of the model by name, each read from its files and brought to the device."""
+    """Yield the modules of the model by name, each read from its files and brought to where it lies."""
     index = json.loads((prepared.folder / "model_index.json").read_bytes())
     libraries = {"diffusers": diffusers, "transformers": transformers}
     for name in prepared.abilities.components:
@@ -219,8 +237,8 @@ def _modules(prepared: Prepared, between: Callable[[], None]) -> Iterator[tuple[
             )
         for child in module.children():
             between()
-            child.to(prepared.device)
-        yield name, module.to(prepared.device)
+            child.to(prepared.home)
+        yield name, module.to(prepared.home)
 
 
 @contextlib.contextmanager
@@ -247,6 +265,7 @@ def _pipeline(prepared: Prepared, modules: dict[str, torch.nn.Module]) -> Pipeli
     index = json.loads((prepared.folder / "model_index.json").read_bytes())
     # Left out of the folder on purpose, such as SD 3's T5: diffusers wants to hear it for what it holds necessary.
     absent = {name: None for name, value in index.items() if value == [None, None]}
+    family = FAMILIES.get(prepared.abilities.family)
     return DiffusionPipeline.from_pretrained(
         prepared.folder,
         dtype=prepared.dtype,
@@ -255,7 +274,7 @@ def _pipeline(prepared: Prepared, modules: dict[str, torch.nn.Module]) -> Pipeli
         local_files_only=True,
         **modules,
         **absent,
-        **FAMILIES[prepared.abilities.family].loading_options,
+        **(family.loading_options if family else {}),
     )
 
 

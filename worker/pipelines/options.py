@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from service.contract.catalog import EngineOptions
+from service.contract.catalog import EngineOptions, Execution
 from worker.pipelines.errors import UnusableModel
 
 #: What torch's compiler calls for the kernels of a CPU.
@@ -33,6 +33,14 @@ def check_options(options: EngineOptions, device: torch.device) -> None:
         private_cache()
     if options.compile and device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise UnusableModel("options.compile needs the package triton, which torch for CUDA brings; or leave it false.")
+
+
+def check_execution(options: EngineOptions, execution: Execution) -> None:
+    """Raise `UnusableModel` for options that would do nothing, because the model shares no call."""
+    useless = [name for name in ("compile", "graphs") if getattr(options, name)]
+    if execution == "whole" and useless:
+        names = " and ".join(f"options.{name}" for name in useless)
+        raise UnusableModel(f"{names}: this model draws whole requests, whose calls are not shared. Leave it false.")
 
 
 def private_cache() -> Path:

@@ -34,8 +34,9 @@ class Traits:
     vae_scale_factor: int
     #: Sides must be multiples of this.
     size_step_px: int
-    native_width_px: int
-    native_height_px: int
+    #: None where the configs do not tell.
+    native_width_px: int | None
+    native_height_px: int | None
     #: The longest side that the denoiser has positions for; None = any.
     max_side_px: int | None = None
     #: Start and end marks not counted.
