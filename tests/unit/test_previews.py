@@ -137,6 +137,13 @@ def test_a_perfect_denoiser_has_the_clean_latents_in_mind(prediction: str, times
     found = predicted_latents(scheduler, given, {}, off, 1.0)
     assert found is not None
     assert torch.allclose(found, clean, atol=2e-3)
+    # Guidance goes as far beyond the prompt's row as it says.
+    plain = predicted_latents(scheduler, (noisy, torch.tensor(timestep)), {}, output + 1, 1.0)
+    far = predicted_latents(scheduler, given, {}, off, 3.0)
+    assert plain is not None
+    assert far is not None
+    assert torch.allclose(far, plain + 3 * (found - plain), atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(far, found, atol=1e-3, rtol=1e-3)
     alone = predicted_latents(scheduler, (), {"sample": noisy, "timestep": timestep}, output, 7.5)
     assert alone is not None
     assert torch.allclose(alone, clean, atol=2e-3)
