@@ -57,23 +57,31 @@ def together(side: EngineSide, cases: list[Case]) -> list[Guest]:
     return guests
 
 
-def assert_promises_kept(side: EngineSide, reference: Reference) -> None:
+def assert_promises_kept(side: EngineSide, reference: Reference, cases: list[Case] = CASES) -> None:
     """Shared requests agree up to rounding; the exact one beside them, and each alone, to the bit."""
-    for guest in together(side, CASES):
+    for guest in together(side, cases):
         for index, picture in guest.pictures.items():
             expected = reference.pictures([guest.case.but(seed=guest.case.seed + index)])
             if guest.case.deterministic:
                 assert torch.equal(picture, expected)
             else:
                 assert (picture - expected).abs().max() <= ROUNDING
-    for case in CASES:
+    for case in cases:
         assert_equal(side, reference, case)
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl"])
-def test_recorded_calls_keep_what_is_promised(name: str) -> None:
+FLOW_CASES = [
+    Case(deterministic=True, scheduler="flow_euler", guidance_scale=3.5, steps=6),
+    Case(deterministic=True, scheduler="flow_euler", guidance_scale=2.0, seed=5, steps=5),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "cases"), [("sd15", CASES), ("sdxl", CASES), ("sd3", FLOW_CASES), ("flux", FLOW_CASES)]
+)
+def test_recorded_calls_keep_what_is_promised(name: str, cases: list[Case]) -> None:
     side, recorder = recording_side(name)
-    assert_promises_kept(side, Reference(tiny_model(name)))
+    assert_promises_kept(side, Reference(tiny_model(name)), cases)
     assert recorder.repeated > 0
 
 

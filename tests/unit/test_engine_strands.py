@@ -10,6 +10,7 @@ from typing import Any
 import greenlet
 import pytest
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 
 from tests.strands import Desk, Word, say
 from worker.engine.strands import Dropped, Strand, gather, pause, share
@@ -148,6 +149,7 @@ SETTINGS = [
     pytest.param(torch.enable_grad, id="gradients"),
     pytest.param(torch.inference_mode, id="inference mode"),
     pytest.param(lambda: torch.autocast("cpu"), id="autocast"),
+    pytest.param(lambda: attention_backend("_native_math"), id="attention"),
 ]
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import greenlet
 import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry  # pyright: ignore[reportPrivateUsage]
 
 from service.contract.costs import CallLabel
 
@@ -231,10 +232,12 @@ def charge(seconds: float) -> None:
         strand.charge(seconds)
 
 
-def _thread_state() -> dict[str, bool]:
+def _thread_state() -> dict[str, Any]:
     return {
         "grad": torch.is_grad_enabled(),
         "inference_mode": torch.is_inference_mode_enabled(),
         "autocast_cpu": torch.is_autocast_enabled("cpu"),
         "autocast_cuda": torch.is_autocast_enabled("cuda"),
+        # Of the whole process, and set by a context (`attention_backend`), too; diffusers has no other way to ask.
+        "attention": str(_AttentionBackendRegistry.get_active_backend()[0]),
     }
