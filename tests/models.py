@@ -21,6 +21,7 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     LatentConsistencyModelPipeline,
@@ -315,10 +316,11 @@ def _sd3(*, t5: bool = True) -> StableDiffusion3Pipeline:
     )
 
 
-def _flux(*, guided: bool = True) -> FluxPipeline:
+def _flux(*, guided: bool = True, in_channels: int = 64) -> FluxPipeline:
     transformer = FluxTransformer2DModel(
         patch_size=1,
-        in_channels=64,
+        in_channels=in_channels,
+        out_channels=64,
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=16,
@@ -339,6 +341,11 @@ def _flux(*, guided: bool = True) -> FluxPipeline:
     )
 
 
+def _flux_fill() -> FluxFillPipeline:
+    components = _flux(in_channels=384).components
+    return FluxFillPipeline(**{name: each for name, each in components.items() if each is not None})
+
+
 BUILDERS: dict[str, Callable[[], Any]] = {
     "sd15": _sd15,
     "sd15_checked": _sd15_checked,
@@ -352,5 +359,6 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "sd3": _sd3,
     "sd3_without_t5": partial(_sd3, t5=False),
     "flux": _flux,
+    "flux_fill": _flux_fill,
     "flux_schnell": partial(_flux, guided=False),
 }

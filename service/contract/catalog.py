@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, Str
 from service.contract.generation import Task
 
 DType = Literal["float32", "float16", "bfloat16"]
-Family = Literal["sd1", "sd2", "sdxl", "lcm", "sd3", "flux", "other"]
+Family = Literal["sd1", "sd2", "sdxl", "lcm", "sd3", "flux", "flux_fill", "other"]
 #: `batched`: many requests share its calls. `whole`: it draws one request at a time, and shares nothing.
 Execution = Literal["batched", "whole"]
 #: Where a model's modules wait while they do not compute: on the device, or in the machine's memory, brought to the

@@ -13,7 +13,7 @@ def steps_run(family: Family, *, steps: int, strength: float | None) -> int:
     """
     if strength is None or family == "lcm":
         return steps
-    if family in ("sd3", "flux"):
+    if family in ("sd3", "flux", "flux_fill"):
         return steps - int(max(steps - min(steps * strength, steps), 0))
     return min(int(steps * strength), steps)
 

@@ -90,8 +90,8 @@ SPACED = (
 
 #: Families by the beginning of the class names of their pipelines, the longest first.
 _SD, _LCM, _XL = "StableDiffusion", "LatentConsistencyModel", "StableDiffusionXL"
-_SD3, _FLUX = "StableDiffusion3", "Flux"
-_KINDS = (_XL, _SD3, _SD, _LCM, _FLUX)
+_SD3, _FLUX, _FILL = "StableDiffusion3", "Flux", "FluxFill"
+_KINDS = (_XL, _SD3, _SD, _LCM, _FILL, _FLUX)
 _TASKS = {"text-to-image": "", "image-to-image": "Img2Img", "inpaint": "Inpaint"}
 
 
@@ -127,7 +127,7 @@ class Reference:
 
         (picture,) = self._call([case], callback_on_step_end=keep)
         latents = seen[-1]
-        if self._kind == _FLUX:
+        if self._kind in (_FLUX, _FILL):
             pipeline = self._pipelines[case.task]
             latents = pipeline._unpack_latents(latents, case.height, case.width, pipeline.vae_scale_factor)
         return Drawn(pixels=np.asarray(picture), latents=latents, calls=len(seen))
@@ -146,7 +146,7 @@ class Reference:
         first = cases[0]
         pipeline = self._pipeline(first.task)
         pipeline.scheduler = self._scheduler(first)
-        if first.negative_prompt and self._kind not in (_LCM, _FLUX):
+        if first.negative_prompt and self._kind not in (_LCM, _FLUX, _FILL):
             options["negative_prompt"] = each([case.negative_prompt for case in cases])
         if first.guidance_rescale:
             options["guidance_rescale"] = first.guidance_rescale
@@ -173,7 +173,7 @@ class Reference:
             options: dict[str, Any] = {"add_watermarker": False} if self._kind == _XL else {}
             if self._kind == _SD3 and not (self._folder / "text_encoder_3").is_dir():
                 options |= {"text_encoder_3": None, "tokenizer_3": None}
-            kind = getattr(diffusers, f"{self._kind}{_TASKS[task]}Pipeline")
+            kind = getattr(diffusers, f"{self._kind}{_TASKS[task] if self._kind != _FILL else ''}Pipeline")
             pipeline = kind.from_pretrained(self._folder, dtype=self._dtype, **options)
             pipeline.set_progress_bar_config(disable=True)
             if self._channels_last:

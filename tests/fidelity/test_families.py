@@ -121,6 +121,14 @@ def test_the_tiny_models_see_everything_that_is_asked_of_them(reference: Referen
     assert len(pictures) == 1 + len(others)
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_flux_fill_equals_diffusers(engine_side: EngineSides, reference: References, strength: float) -> None:
+    case = INPAINT.but(width=96, guidance_scale=30.0, strength=strength)
+    assert_equal(engine_side("flux_fill"), reference("flux_fill"), case)
+    others = [case.but(mask=1), case.but(picture=1), case.but(guidance_scale=3.5)]
+    assert len({reference("flux_fill").draw(each).pixels.tobytes() for each in [case, *others]}) == 4
+
+
 def test_latents_of_flux_are_unpacked(engine_side: EngineSides) -> None:
     latents = engine_side("flux").latents(TEXT.but(width=96))
     assert latents.shape == (1, 16, 8, 12)

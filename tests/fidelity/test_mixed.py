@@ -38,7 +38,7 @@ JOINING_PER_TICK = 4
 LCM = [("sd15_lcm", task) for task in TASKS]
 #: Transformers: SD 3 with two rows a guided request, FLUX with one and its guidance beside it.
 FLOW = [(model, task) for model in ("sd3", "flux") for task in TASKS]
-EVERY = [*MODELS_AND_TASKS, *LCM, *FLOW, ("lcm", "text-to-image"), ("lcm", "image-to-image")]
+EVERY = [*MODELS_AND_TASKS, *LCM, *FLOW, ("flux_fill", "inpaint"), ("lcm", "text-to-image"), ("lcm", "image-to-image")]
 
 #: Model → who takes part, where not every sampler does; several of one differ in everything else.
 TAKING_PART = {
@@ -48,6 +48,7 @@ TAKING_PART = {
     ("flux", "text-to-image"): ("flow_euler", "flow_dpmpp_2m", "flow_unipc", "flow_euler") * 2,
     ("flux", "image-to-image"): ("flow_euler",) * 8,
     ("flux", "inpaint"): ("flow_euler",) * 8,
+    ("flux_fill", "inpaint"): ("flow_euler",) * 8,
     ("lcm", "text-to-image"): ("lcm",) * 8,
     ("lcm", "image-to-image"): ("lcm",) * 8,
 }
@@ -199,8 +200,10 @@ def test_the_company_really_shared_its_calls(engine_side: EngineSides, model: st
     """Were every call of one request, the comparisons above would prove nothing."""
     widths = party(engine_side(model), model, task).watch.widths
     of_several = [rows for rows in widths if rows > 2]
-    assert max(of_several) >= (8 if (model, task) not in TAKING_PART else 5)
-    assert sum(of_several) > sum(widths) / 2
+    # Where fewer take part, those who share with nobody, and the calls made again after a failure, weigh more.
+    widest, part = (8, 1 / 2) if (model, task) not in TAKING_PART else (5, 1 / 4)
+    assert max(of_several) >= widest
+    assert sum(of_several) > part * sum(widths)
 
 
 @pytest.mark.parametrize("scheduler", SAMPLERS)

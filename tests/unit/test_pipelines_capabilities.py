@@ -116,6 +116,13 @@ def test_flow_matching_models_are_told_by_their_transformer_and_text_encoders(
     assert not {row.name for row in SCHEDULERS.values() if not row.flow} & set(abilities.schedulers)
 
 
+def test_flux_fill_repaints_and_does_nothing_else() -> None:
+    abilities = read_capabilities(tiny_model("flux_fill"))
+    assert (abilities.family, abilities.tasks) == ("flux_fill", ("inpaint",))
+    assert (abilities.steps, abilities.guidance_scale, abilities.strength) == (50, 30.0, 1.0)
+    assert abilities.schedulers == ("flow_euler",)
+
+
 @pytest.mark.parametrize("kind", ["", "Img2Img"])
 def test_a_latent_consistency_folder_is_known_by_its_pipeline(tmp_path: Path, kind: str) -> None:
     folder = shutil.copytree(tiny_model("lcm"), tmp_path / "model")
@@ -133,9 +140,10 @@ def test_a_latent_consistency_folder_is_known_by_its_pipeline(tmp_path: Path, ki
         (
             "sd3",
             lambda f: edit(f / "transformer" / "config.json", in_channels=33),
-            "16 channels, and its denoiser takes 33",
+            "takes 33 channels, not 16",
         ),
-        ("flux", lambda f: edit(f / "transformer" / "config.json", in_channels=384), "takes 96, not 16"),
+        ("flux", lambda f: edit(f / "transformer" / "config.json", in_channels=384), "takes 384 channels, not 64"),
+        ("flux_fill", lambda f: edit(f / "transformer" / "config.json", in_channels=64), "takes 64 channels, not 384"),
         ("flux", lambda f: edit(f / "vae" / "config.json", shift_factor=None), "shift_factor is missing"),
         (
             "sd3",
@@ -176,7 +184,7 @@ def test_limits_end_where_the_denoiser_has_no_positions() -> None:
     ("change", "found"),
     [
         pytest.param(
-            lambda f: edit(f / "model_index.json", _class_name="FluxFillPipeline"), "FluxFillPipeline", id="flux fill"
+            lambda f: edit(f / "model_index.json", _class_name="FluxControlPipeline"), "FluxControlPipeline", id="flux"
         ),
         pytest.param(
             lambda f: edit(f / "model_index.json", _class_name="StableDiffusion3Pipeline"),

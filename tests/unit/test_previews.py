@@ -160,6 +160,11 @@ def test_flux_is_told_the_noise_level_itself() -> None:
     found = predicted_latents(FlowMatchEulerDiscreteScheduler(), (), kwargs, noise - clean, 3.5)
     assert found is not None
     assert torch.allclose(found, clean, atol=1e-5)
+    # FLUX Fill's picture and mask behind the channels of each token are no part of them.
+    kwargs["hidden_states"] = torch.cat([kwargs["hidden_states"], torch.full((1, 16, 320), 9.0)], dim=2)
+    filled = predicted_latents(FlowMatchEulerDiscreteScheduler(), (), kwargs, noise - clean, 30.0)
+    assert filled is not None
+    assert torch.equal(filled, found)
 
 
 def test_what_no_rule_is_known_for_has_no_prediction() -> None:

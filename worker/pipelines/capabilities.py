@@ -8,6 +8,7 @@ from pathlib import Path
 
 from service.contract.catalog import StepRange
 from service.contract.generation import Task
+from service.contract.schedulers import SCHEDULERS
 from worker.pipelines.errors import UnusableModel
 from worker.pipelines.families.family import ALL_TASKS, Traits
 from worker.pipelines.families.table import FAMILIES, READERS
@@ -49,13 +50,14 @@ def read_capabilities(folder: Path) -> Capabilities:
     traits = read(found)
     family = FAMILIES[traits.family]
     scheduler, runnable = family.samplers(found.scheduler())
+    offered = tuple(name for name in runnable if set(SCHEDULERS[name].tasks) & set(traits.tasks))
     return Capabilities(
         **{each.name: getattr(traits, each.name) for each in fields(Traits)},
         pipeline_class=found.pipeline_class,
         safety_checker="safety_checker" in found.components,
         scheduler=scheduler,
-        schedulers=runnable,
-        step_ranges=step_ranges(runnable, found.scheduler()),
+        schedulers=offered,
+        step_ranges=step_ranges(offered, found.scheduler()),
         rescaled_tasks=tuple(task for task in traits.tasks if task in family.rescaled_tasks),
         components=tuple(sorted(found.components)),
     )

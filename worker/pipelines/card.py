@@ -7,8 +7,6 @@ from service.contract.schedulers import ALIASES
 from worker.pipelines.capabilities import Capabilities, is_batched
 from worker.pipelines.errors import UnusableModel
 
-_DEFAULT_STRENGTH = 0.8
-
 
 def make_card(entry: CatalogEntry, abilities: Capabilities, *, dtype: DType, sha256: str) -> ModelCard:
     """Return the card, or raise `UnusableModel` naming the catalogue's field that contradicts the model."""
@@ -18,7 +16,7 @@ def make_card(entry: CatalogEntry, abilities: Capabilities, *, dtype: DType, sha
     if width is None or height is None:
         raise UnusableModel("Its configs do not tell its native size. Set defaults.width and defaults.height, in px.")
     limits = _limits(entry.limits, abilities.max_side_px)
-    strength = asked.strength if asked.strength is not None else _DEFAULT_STRENGTH
+    strength = asked.strength if asked.strength is not None else abilities.strength
     guidance = asked.guidance_scale if asked.guidance_scale is not None else abilities.guidance_scale
     scheduler = ALIASES.get(asked.scheduler, asked.scheduler) if asked.scheduler else abilities.scheduler
     _check_size(width, height, limits, abilities.size_step_px)

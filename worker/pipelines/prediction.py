@@ -29,8 +29,9 @@ def predicted_latents(
     given = next((named[name] for name in _LATENTS if name in named), None)
     if given is None or given.shape[0] not in (1, 2):
         return None
-    # What pipelines append to the channels (a mask, a picture) has no prediction.
-    noisy, output = given[:, : output.shape[1]].float(), output.float()
+    # What pipelines append to the channels (a mask, a picture) has no prediction. Packed, channels come last.
+    noisy = given[..., : output.shape[-1]] if given.dim() == 3 else given[:, : output.shape[1]]
+    noisy, output = noisy.float(), output.float()
     timestep = torch.as_tensor(named["timestep"], device=output.device).float().reshape(-1)[:1]
     clean = _clean(scheduler, noisy, timestep, output)
     if clean is None or clean.shape[0] == 1:

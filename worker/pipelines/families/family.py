@@ -44,6 +44,7 @@ class Traits:
     #: Of requests that do not say.
     steps: int = 30
     guidance_scale: float
+    strength: float = 0.8
 
 
 class PipelineFamily(ABC):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux_fill import FluxFillPipeline
 from diffusers.pipelines.flux.pipeline_flux_img2img import FluxImg2ImgPipeline
 from diffusers.pipelines.flux.pipeline_flux_inpaint import FluxInpaintPipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
@@ -164,6 +166,12 @@ class Flux(FlowMatching):
         return pipeline._unpack_latents(latents, height_px, width_px, pipeline.vae_scale_factor)  # noqa: SLF001
 
 
+class FluxFill(Flux):
+    """FLUX.1 Fill: its denoiser also takes the picture around the hole, and the hole."""
+
+    pipelines: Mapping[Task, type[Any]] = {"inpaint": FluxFillPipeline}
+
+
 def read_stable_diffusion_3(folder: ModelFolder) -> Traits:
     """Return the traits of a folder of Stable Diffusion 3."""
     clip = dict.fromkeys(("text_encoder", "text_encoder_2"), "CLIPTextModelWithProjection")
@@ -172,7 +180,8 @@ def read_stable_diffusion_3(folder: ModelFolder) -> Traits:
     if has_t5:
         folder.require({"text_encoder_3": "T5EncoderModel"})
     transformer = folder.config("transformer", Sd3TransformerConfig)
-    vae = _vae(folder, channels=transformer.in_channels)
+    vae = _vae(folder)
+    _check_channels(transformer.in_channels, _CHANNELS)
     step_px = vae.factor * transformer.patch_size
     return Traits(
         family="sd3",
@@ -191,6 +200,21 @@ def read_stable_diffusion_3(folder: ModelFolder) -> Traits:
 
 def read_flux(folder: ModelFolder) -> Traits:
     """Return the traits of a folder of FLUX.1: one without guidance embeddings is schnell, made for 4 steps."""
+    traits, channels = _read_flux(folder)
+    _check_channels(channels, _PATCH**2 * _CHANNELS)
+    return traits
+
+
+def read_flux_fill(folder: ModelFolder) -> Traits:
+    """Return the traits of a folder of FLUX.1 Fill."""
+    traits, channels = _read_flux(folder)
+    # Per token: latents, latents of the picture, and a mask that has a channel for every pixel.
+    _check_channels(channels, 2 * _PATCH**2 * _CHANNELS + (_PATCH * traits.vae_scale_factor) ** 2)
+    return replace(traits, family="flux_fill", tasks=("inpaint",), steps=50, guidance_scale=30.0, strength=1.0)
+
+
+def _read_flux(folder: ModelFolder) -> tuple[Traits, int]:
+    """Return the traits that every FLUX.1 has, and the channels of a token that its denoiser takes."""
     folder.require(
         {
             "transformer": "FluxTransformer2DModel",
@@ -200,9 +224,9 @@ def read_flux(folder: ModelFolder) -> Traits:
         }
     )
     transformer = folder.config("transformer", FluxTransformerConfig)
-    vae = _vae(folder, channels=transformer.in_channels // _PATCH**2)
+    vae = _vae(folder)
     guided = transformer.guidance_embeds
-    return Traits(
+    traits = Traits(
         family="flux",
         tasks=ALL_TASKS,
         unused_fields=(*_UNUSED, "negative_prompt") if guided else (*_UNUSED, "negative_prompt", "guidance_scale"),
@@ -214,18 +238,24 @@ def read_flux(folder: ModelFolder) -> Traits:
         steps=28 if guided else 4,
         guidance_scale=3.5 if guided else 0.0,
     )
+    return traits, transformer.in_channels
 
 
 def _flux_t5_places(*, guided: bool) -> int:
     return _FLUX_T5_PLACES if guided else _SCHNELL_T5_PLACES
 
 
-def _vae(folder: ModelFolder, *, channels: int) -> VaeConfig:
-    """Return the autoencoder's config; `channels` is what the denoiser takes."""
+def _check_channels(found: int, expected: int) -> None:
+    """Raise `UnusableModel` for a denoiser that was made for another task than its pipeline's."""
+    if found != expected:
+        raise UnusableModel(f"Its denoiser takes {found} channels, not {expected}. {SUPPORTED}")
+
+
+def _vae(folder: ModelFolder) -> VaeConfig:
+    """Return the autoencoder's config."""
     vae = folder.config("vae", VaeConfig)
-    if vae.latent_channels != _CHANNELS or channels != _CHANNELS:
-        found = f"{vae.latent_channels} channels, and its denoiser takes {channels}"
-        raise UnusableModel(f"Its latents have {found}, not {_CHANNELS}. {SUPPORTED}")
+    if vae.latent_channels != _CHANNELS:
+        raise UnusableModel(f"Its latents have {vae.latent_channels} channels, not {_CHANNELS}. {SUPPORTED}")
     if vae.shift_factor is None:
         raise UnusableModel("vae/config.json: shift_factor is missing.")
     return vae

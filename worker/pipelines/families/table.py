@@ -7,7 +7,14 @@ from types import MappingProxyType
 
 from service.contract.catalog import Family
 from worker.pipelines.families.family import PipelineFamily, Traits
-from worker.pipelines.families.flow import Flux, StableDiffusion3, read_flux, read_stable_diffusion_3
+from worker.pipelines.families.flow import (
+    Flux,
+    FluxFill,
+    StableDiffusion3,
+    read_flux,
+    read_flux_fill,
+    read_stable_diffusion_3,
+)
 from worker.pipelines.families.stable_diffusion import (
     LatentConsistency,
     StableDiffusion,
@@ -28,6 +35,7 @@ FAMILIES: Mapping[Family, PipelineFamily] = MappingProxyType(
         "lcm": LatentConsistency(),
         "sd3": StableDiffusion3(),
         "flux": Flux(),
+        "flux_fill": FluxFill(),
     }
 )
 
@@ -42,4 +50,5 @@ _NAMES = {
 
 READERS: Mapping[str, Callable[[ModelFolder], Traits]] = MappingProxyType(
     {name.format(task): read for name, read in _NAMES.items() for task in ("", "Img2Img", "Inpaint")}
+    | {"FluxFillPipeline": read_flux_fill}
 )
