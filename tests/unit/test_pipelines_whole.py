@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -232,3 +233,26 @@ def test_code_that_lies_in_the_folder_is_never_run(folder: Path, tmp_path: Path)
     (folder / "text_encoder" / "modeling.py").write_text(code)
     assert load(CatalogEntry(id="m", source=str(folder))).card.family == "other"
     assert not witness.exists()
+
+
+def test_a_vocabulary_of_sentencepiece_is_read_where_there_is_no_other(folder: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece", reason="comes with the extra worker")
+    written = io.BytesIO()
+    texts = ["a red apple", "a green pear", "the quick brown fox jumps over the lazy dog"]
+    marks = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(20 * texts),
+        model_writer=written,
+        vocab_size=30,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **marks,
+    )
+    for path in (folder / "tokenizer").iterdir():
+        path.unlink()
+    (folder / "tokenizer" / "spiece.model").write_bytes(written.getvalue())
+    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0}
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load(CatalogEntry(id="m", source=str(folder))).pipeline.tokenizer
+    own = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    assert tokenizer("a red apple").input_ids == [*own.encode("a red apple"), marks["eos_id"]]
