@@ -342,3 +342,21 @@ def test_one_callers_changes_to_its_result_are_not_seen_by_another() -> None:
     expected = second.clone()
     first.mul_(0)
     assert torch.equal(second, expected)
+
+
+def test_what_is_no_row_is_read_once_and_again_when_it_was_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[torch.Tensor] = []
+    to_cpu = torch.Tensor.cpu
+
+    def cpu(tensor: torch.Tensor) -> torch.Tensor:
+        read.append(tensor)
+        return to_cpu(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    ids = torch.arange(12.0).reshape(4, 3)
+    first, second = call(img_ids=ids), call(img_ids=ids)
+    assert first.key == second.key
+    assert len(read) == 1
+    ids[2, 1] = -1
+    assert call(img_ids=ids).key != first.key
+    assert len(read) == 2

@@ -26,6 +26,9 @@ _TIMESTEP = "timestep"
 #: Position ids of FLUX: no rows in them. They are joined where they are equal.
 _WITHOUT_ROWS = frozenset({"txt_ids", "img_ids"})
 
+#: The attribute of a tensor without rows that keeps its content.
+_CONTENT = "_darkroom_content"
+
 #: Where a value stands in the arguments or in what a module returns: names and indices, from the outside in.
 Path = tuple[str | int, ...]
 
@@ -204,7 +207,14 @@ def _join_timesteps(values: Sequence[Any], works: Sequence[DenoiserCall]) -> tor
 
 
 def _content(tensor: torch.Tensor) -> bytes:
-    """Return the numbers themselves. A pipeline hands over the same few small tensors at every step."""
-    if tensor.dim() == 0:
-        return repr(tensor.item()).encode()
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    """Return the numbers themselves, as bytes.
+
+    A pipeline hands over the same few small tensors at every step. What was read of one is kept with it, until it is
+    written to: reading would make the host wait for a GPU each time.
+    """
+    version, content = getattr(tensor, _CONTENT, (None, b""))
+    if version != tensor._version:  # noqa: SLF001 - autograd's count of writes has no other name
+        version = tensor._version  # noqa: SLF001 - see above
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        setattr(tensor, _CONTENT, (version, content))
+    return content
