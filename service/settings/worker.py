@@ -40,7 +40,7 @@ class AgentSettings(BaseSettings):
     drain_s: float = Field(default=25.0, ge=0, le=86_400)
     #: s without a sign from the engine before its first step of a kind has been measured; then 20 times the measure.
     patience_s: float = Field(default=600.0, ge=1, le=86_400)
-    #: s for reading one model from disk or hub.
+    #: s without a sign from an engine that reads a model, from disk or hub, or compiles; never measured.
     load_s: float = Field(default=3600.0, ge=1, le=86_400)
     #: Port on which Prometheus finds what this worker counts; 0 = nothing listens.
     metrics_port: int = Field(default=0, ge=0, le=65_535)
@@ -88,13 +88,20 @@ def engine_environment() -> dict[str, str]:
     }
     # Threads that spin while they wait cost twentyfold where another process wants the cores (0.8 s became 19.7 s).
     # Code that comes with a model is never run; a hub's counters are nobody's business.
-    # What torch compiles is kept as code, by default in a folder of /tmp that anybody may make before us.
-    caches = Path(seen.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return {
         "OMP_WAIT_POLICY": "PASSIVE",
-        "TORCHINDUCTOR_CACHE_DIR": str(caches / "darkroom" / "compiled"),
+        **_compiler_cache(seen.get("XDG_CACHE_HOME")),
         **seen,
         "DIFFUSERS_DISABLE_CUSTOM_CODE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def _compiler_cache(caches: str | None) -> dict[str, str]:
+    """What torch compiles is kept as code, by default in a folder of /tmp that anybody may make before us."""
+    try:
+        folder = Path(caches or Path.home() / ".cache")
+    except RuntimeError:
+        return {}  # a user without a home, as containers have: the compiler's own folder is checked before it is used
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "darkroom" / "compiled")}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pwd
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -63,7 +65,7 @@ def test_a_missing_catalogue_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unmeasured_phase_gets_the_operators_patience_and_a_measured_one_twenty_times_its_measure() -> None:
-    clock = PhaseClock(patience_s=600)
+    clock = PhaseClock(patience_s=600, load_s=3600)
     assert clock.limit_s("m", "denoise", 4096) == 600
     clock.measured("m", "denoise", 4096, 4.0)
     assert clock.limit_s("m", "denoise", 4096) == pytest.approx(80)
@@ -73,7 +75,7 @@ def test_an_unmeasured_phase_gets_the_operators_patience_and_a_measured_one_twen
 
 
 def test_signs_that_come_in_one_go_do_not_shorten_the_patience_for_the_next_and_a_slow_first_one_is_forgotten() -> None:
-    clock = PhaseClock(patience_s=600)
+    clock = PhaseClock(patience_s=600, load_s=3600)
     for _ in range(20):
         for seconds in (40.0, *[0.0] * 15):  # sixteen images share every call
             clock.measured("m", "denoise", 4096, seconds)
@@ -118,6 +120,18 @@ def test_the_engine_sees_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None
     seen = engine_environment()
     assert "secret" not in seen.values()
     assert seen["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_an_engine_starts_for_a_user_who_has_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(uid: int) -> NoReturn:
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert "TORCHINDUCTOR_CACHE_DIR" not in engine_environment()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert engine_environment()["TORCHINDUCTOR_CACHE_DIR"] == "/caches/darkroom/compiled"
 
 
 def test_infotext_is_what_image_tools_read() -> None:

@@ -17,6 +17,7 @@ from worker.agent.tools import Tools
 from worker.agent.watch import PhaseClock
 
 PATIENCE_S = 600.0
+LOAD_S = 3600.0
 PIXELS = 64 * 64
 
 
@@ -34,7 +35,7 @@ def listened(*events: FromEngine) -> PhaseClock:
     engine = EngineChild(
         AgentSettings(), LogSettings(), [], on_change=lambda: None, on_measured=lambda _: None
     )  # never started
-    clock = PhaseClock(patience_s=PATIENCE_S)
+    clock = PhaseClock(patience_s=PATIENCE_S, load_s=LOAD_S)
     nothing = cast("Any", None)
     tools = Tools(nothing, nothing, engine, nothing, clock, nothing, nothing)
     execution = Execution(make_job("j", model="m"), "e", tools, OnlyOne())
@@ -63,3 +64,10 @@ END = Finished(
 def test_every_phase_of_a_request_is_measured_the_last_by_its_picture(name: str) -> None:
     clock = listened(phase("encode"), phase("denoise"), STEP, phase("decode"), IMAGE, END)
     assert clock.limit_s("m", name, PIXELS) < PATIENCE_S
+
+
+def test_a_quick_load_says_nothing_of_the_next_nor_of_a_compilation() -> None:
+    quick = phase("load")
+    clock = listened(quick, phase("encode"), phase("denoise"), STEP, quick, phase("denoise"), IMAGE, END)
+    assert clock.limit_s("m", "load", PIXELS) == LOAD_S
+    assert clock.limit_s("m", "denoise", PIXELS) < PATIENCE_S

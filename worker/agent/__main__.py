@@ -70,7 +70,7 @@ class Agent:
             storage=storage,
             engine=self._engine,
             decoders=self._decoders,
-            clock=PhaseClock(patience_s=agent.patience_s),
+            clock=PhaseClock(patience_s=agent.patience_s, load_s=agent.load_s),
             metrics=self._metrics,
             previews=self._previews,
         )

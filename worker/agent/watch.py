@@ -1,7 +1,9 @@
 """How long each phase of a picture may go without a sign. Pure.
 
 No timeout interrupts a hung kernel, so the agent watches from outside: a phase that takes 20 times its own measure (and
-at least 30 s) is taken for hung. What was never measured gets the operator's patience.
+at least 30 s) is taken for hung. What was never measured gets the operator's patience. A
+load has a limit of its own, never a measured one: it comes from the page cache, a disk or the network, or is a
+compilation, and one says nothing of the next.
 """
 
 from __future__ import annotations
@@ -17,12 +19,16 @@ _LEAST = 0.05
 class PhaseClock:
     """Learns how long the signs of each (model, phase, work) are apart. Times in seconds, monotonic."""
 
-    def __init__(self, *, patience_s: float) -> None:
+    def __init__(self, *, patience_s: float, load_s: float) -> None:
+        """`load_s`: how long the phase `load` may stay silent, whatever was seen of it."""
         self._patience_s = patience_s
+        self._load_s = load_s
         self._average_s: dict[tuple[str, str, int], float] = {}
 
     def limit_s(self, model: str, phase: str, pixels: int) -> float:
         """Return how long this phase may stay silent."""
+        if phase == "load":
+            return max(self._load_s, self._patience_s)
         average_s = self._average_s.get((model, phase, pixels))
         return self._patience_s if average_s is None else max(_FLOOR_S, _FACTOR * average_s)
 
