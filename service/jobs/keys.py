@@ -51,7 +51,7 @@ KEYS: MappingProxyType[str, str] = MappingProxyType(
         "agents": "dr:agents",
         # string, JSON: what an agent holds
         "agent": "dr:agent:%s",
-        # set of agents that hold a model in memory; those that live have an `agent`
+        # zset of agents that hold a model in memory, by when they will have fallen silent; it goes with the last
         "warm": "dr:warm:%s",
         # hash model → card, JSON
         "models": "dr:models",

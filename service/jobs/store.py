@@ -135,8 +135,14 @@ class JobStore:
         pipe.zadd(key("agents"), {record.agent_id: now_ms + ttl_ms})
         for card in cards:
             pipe.hset(key("models"), card.id, card.model_dump_json())
-            note = pipe.sadd if card.id in record.warm else pipe.srem
-            note(key("warm", card.id), record.agent_id)
+            if card.id not in record.warm:
+                pipe.zrem(key("warm", card.id), record.agent_id)
+        for model_id in record.warm:
+            name = key("warm", model_id)
+            pipe.zremrangebyscore(name, "-inf", now_ms)
+            pipe.zadd(name, {record.agent_id: now_ms + ttl_ms})
+            # An agent whose engine was lost, or that was killed, says nothing more of its models.
+            pipe.pexpire(name, ttl_ms)
         pipe.execute()
 
     def withdraw(self, agent_id: str) -> None:

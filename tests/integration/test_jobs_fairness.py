@@ -13,6 +13,7 @@ from service.contract.worker import WorkerRecord
 from service.jobs.commands import Outcome
 from service.jobs.keys import key
 from service.jobs.store import JobStore
+from tests.e2e.processes import wait_for
 from tests.gateway import SHAPES
 from tests.jobs import claim_all, submit
 
@@ -156,3 +157,26 @@ def test_a_job_is_not_left_to_an_agent_that_is_gone_or_has_evicted_the_model(sto
     announce_warm(store, "cooled", "other")
     submit(store, "gen_cold", model="cold")
     assert store.claim("default", "e", "agent", models=["cold", "warm"], warm=["warm"]) is not None
+
+
+def test_a_job_is_not_left_to_an_agent_whose_engine_was_lost(store: JobStore, redis_client: redis.Redis) -> None:
+    record = WorkerRecord(agent_id="hot", pool="default", warm=("cold",))
+    store.announce(record, [SHAPES.model_copy(update={"id": "cold"})], ttl_ms=200)
+    assert redis_client.exists(key("warm", "cold"))
+    # It lives, and its new engine has said nothing yet.
+    store.announce(WorkerRecord(agent_id="hot", pool="default"), [], ttl_ms=60_000)
+    wait_for("what it said to be over", lambda: not redis_client.exists(key("warm", "cold")), timeout_s=5)
+    submit(store, "gen_cold", model="cold")
+    assert store.claim("default", "e", "agent", models=["cold", "warm"], warm=["warm"]) is not None
+
+
+def test_agents_that_were_killed_do_not_pile_up_under_a_model(store: JobStore, redis_client: redis.Redis) -> None:
+    for number in range(20):
+        record = WorkerRecord(agent_id=f"killed{number}", pool="default", warm=("cold",))
+        store.announce(record, [], ttl_ms=1)
+
+    def only_the_living() -> bool:
+        announce_warm(store, "alive", "cold")
+        return redis_client.zrange(key("warm", "cold"), 0, -1) == ["alive"]
+
+    wait_for("the dead to be forgotten", only_the_living, timeout_s=5)

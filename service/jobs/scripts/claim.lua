@@ -58,12 +58,9 @@ end
 
 -- Whether another agent that lives holds the model in memory.
 local function warm_elsewhere(model)
-  for _, other in ipairs(redis.call('SRANDMEMBER', k('warm', model), LIMITS.window)) do
-    if redis.call('EXISTS', k('agent', other)) == 0 then
-      redis.call('SREM', k('warm', model), other)
-    elseif other ~= agent then
-      return true
-    end
+  -- Those that spoke last first: behind them are, for a while, some that are gone.
+  for _, other in ipairs(redis.call('ZREVRANGE', k('warm', model), 0, LIMITS.window)) do
+    if other ~= agent and redis.call('EXISTS', k('agent', other)) == 1 then return true end
   end
   return false
 end
