@@ -230,7 +230,8 @@ async def get_preview(request: Request) -> Response:
     preview = await gateway.preview.see(caller.tenant, generation_id)
     tag = f'"{preview.sha256[:32]}"'
     known = {each.strip() for line in request.headers.getlist("if-none-match") for each in line.split(",")}
-    if tag in known:
+    # Compared weakly (RFC 9110, 13.1.2): a proxy that compresses marks our tags as weak.
+    if "*" in known or tag in known or f"W/{tag}" in known:
         return Response(status_code=304, headers={"ETag": tag})
     return Response(preview.data, headers={"ETag": tag}, media_type="image/webp")
 

@@ -219,7 +219,8 @@ def registered_models(cards: Mapping[str, str], agents: Iterable[str | None]) ->
     models: list[RegisteredModel] = []
     for text in cards.values():
         with suppress(ValidationError):
-            card = ModelCard.model_validate_json(text)
+            # A worker of a later version may have more to say: its models stay in sight while gateways are upgraded.
+            card = ModelCard.model_validate_json(text, extra="ignore")
             models.append(RegisteredModel(card, warm[card.id], loading[card.id], cold[card.id]))
     return sorted(models, key=lambda model: (not model.card.default, model.card.id))
 

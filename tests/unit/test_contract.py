@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import get_args
 
 import pytest
@@ -15,7 +16,9 @@ from service.contract.events import event_id
 from service.contract.framing import MAX_HEADER_BYTES, FramingError, read_frame, write_frame
 from service.contract.job import TERMINAL, TRANSITIONS, IllegalTransition, Status, transition
 from service.contract.schedulers import ALIASES, SCHEDULERS
+from service.jobs.commands import registered_models
 from service.jobs.scripts import _lua
+from tests.gateway import SHAPES
 
 
 @given(st.text(max_size=200), st.lists(st.binary(max_size=300), max_size=4))
@@ -104,3 +107,14 @@ def test_tables_become_lua_literals() -> None:
     assert _lua({"a": [1, True, "it's \\"]}) == "{['a'] = {1, true, 'it\\'s \\\\'}}"
     with pytest.raises(TypeError):
         _lua(1.5)
+
+
+def test_models_of_earlier_and_later_workers_stay_in_sight_of_a_gateway() -> None:
+    card = json.loads(SHAPES.model_dump_json())
+    since = {"step_ranges", "execution", "unused_fields", "rescaled_tasks"}
+    earlier = {name: value for name, value in card.items() if name not in since}
+    later = card | {"limits": card["limits"] | {"max_frames": 1}, "frames": True}
+    record = {"agent_id": "a", "pool": "default", "warm": [SHAPES.id], "mood": "good"}
+    for told in (earlier, later):
+        (model,) = registered_models({SHAPES.id: json.dumps(told)}, [json.dumps(record)])
+        assert (model.card, model.warm) == (SHAPES, 1)
