@@ -138,6 +138,14 @@ def test_what_was_only_told_is_not_reported() -> None:
     assert not ledger.has_changed
 
 
+def test_what_was_forgotten_before_it_was_reported_and_then_told_anew_is_not_reported() -> None:
+    ledger = Ledger()
+    measured(ledger, 2, 1.0)
+    others = [cost(2, 1.0, width_px=8 * n) for n in range(100, 100 + 256)]
+    ledger.remember([*others, cost(2, 1.0)])
+    assert reported(ledger) == {}
+
+
 def test_a_bounded_number_is_remembered_of_labels_and_of_widths() -> None:
     ledger = Ledger()
     for rows in range(1, 500):

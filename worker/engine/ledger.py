@@ -150,10 +150,10 @@ class Ledger:
         return account
 
     def _report(self, label: CallLabel, rows: int) -> MeasuredCost | None:
-        """Return the cost as it is told; None where it was forgotten meanwhile."""
+        """Return the cost as it is told; None where it was forgotten meanwhile, though told anew."""
         account = self._accounts.get(label)
         width = account.widths.get(rows) if account else None
-        if width is None:
+        if width is None or not width.fresh_calls:
             return None
         cost = CallCost(label=label, rows=rows, seconds=width.seconds, calls=width.calls, peak_bytes=width.peak_bytes)
         told = MeasuredCost(cost=cost, calls=width.fresh_calls, spent_s=width.fresh_s)
