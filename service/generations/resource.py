@@ -34,7 +34,8 @@ class ProgressResource(_Resource):
     """How far a running generation is, over all its images."""
 
     phase: Annotated[
-        Phase | None, Field(description="`load`: the model is read into memory first. null before the first sign.")
+        Phase | None,
+        Field(description="`load`: the model is read into memory, or compiled. null before the first sign."),
     ]
     step: Annotated[int, Field(ge=0)]
     steps: Annotated[int, Field(ge=0)]
