@@ -213,3 +213,9 @@ def test_whatever_is_measured_and_told_every_report_is_valid(
     for rows, seconds, peak_bytes in calls:
         ledger.measured(K, rows, seconds, peak_bytes)
     assert sum(each.calls for each in ledger.changed(100)) == len(calls)
+
+
+def test_times_that_were_told_and_nobody_measured_break_no_estimate() -> None:
+    ledger = Ledger()
+    ledger.remember([cost(1 << 24, 5e-324)])
+    assert ledger.rows_within(K, 86_400.0) == 1 << 25

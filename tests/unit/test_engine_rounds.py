@@ -259,3 +259,12 @@ def test_an_expectation_takes_nothing_back_of_what_was_learnt() -> None:
     device.shares(100)
     device.rounds.expect("a", 1000.0)
     assert "a" in [device.turn() for _ in range(4)]
+
+
+def test_an_expectation_gives_way_to_the_first_measurement_and_never_puts_a_key_off_for_long() -> None:
+    device = Device({"told": 0.01, "other": 0.01}, {"told": 1, "other": 1})
+    device.rounds.expect("told", 86_400.0)
+    while device.turn() != "told":
+        assert device.clock.now_s < 10.0
+    taken = [device.turn() for _ in range(20)]
+    assert taken.count("told") in (9, 10, 11)

@@ -99,7 +99,7 @@ class Ledger:
             account = self._account(cost.label)
             if cost.rows not in account.widths:
                 width = account.width(cost.rows)
-                width.seconds, width.peak_bytes = cost.seconds, cost.peak_bytes
+                width.seconds, width.peak_bytes = max(cost.seconds, _LEAST_S), cost.peak_bytes
                 width.calls = min(cost.calls, _MOST_TOLD_CALLS)
 
     def memory(self, label: CallLabel) -> tuple[int, int] | None:

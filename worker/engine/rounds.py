@@ -25,6 +25,8 @@ _LEARNING = 0.3
 #: s; what a turn of a key costs that was never served, and the least that any is taken to cost.
 _FIRST_GUESS_S = 0.01
 _LEAST_S = 1e-5
+#: s; the most that a turn is taken to cost by what is only said of it, so that nothing said puts a key off for long.
+_MOST_EXPECTED_S = 10.0
 
 
 @dataclass(slots=True)
@@ -41,6 +43,8 @@ class Rounds(Generic[W]):
         self._queues: OrderedDict[Hashable, _Queue[W]] = OrderedDict()
         #: Mean cost of a turn by key, s; the last few hundred keys.
         self._costs_s: OrderedDict[Hashable, float] = OrderedDict()
+        #: Those of which the cost is only expected.
+        self._expected: set[Hashable] = set()
 
     def __len__(self) -> int:
         return sum(len(queue.works) for queue in self._queues.values())
@@ -83,20 +87,25 @@ class Rounds(Generic[W]):
         return taken
 
     def expect(self, kind: Hashable, seconds: float) -> None:
-        """Take a turn of this kind to cost that much, unless its cost was learnt here."""
+        """Take a turn of this kind to cost that much until one was measured, unless its cost was learnt here."""
         if kind not in self._costs_s:
-            self._cost(kind, seconds)
+            self._expected.add(kind)
+            self._cost(kind, min(seconds, _MOST_EXPECTED_S))
 
     def took(self, key: Hashable, seconds: float) -> None:
         """Learn what a turn of this key cost."""
         kind = kind_of(key)
         known = self._costs_s.pop(kind, seconds)
+        if kind in self._expected:
+            self._expected.discard(kind)
+            known = seconds
         self._cost(kind, known + _LEARNING * (seconds - known))
 
     def _cost(self, kind: Hashable, seconds: float) -> None:
         self._costs_s[kind] = seconds
         while len(self._costs_s) > 512:
-            self._costs_s.popitem(last=False)
+            forgotten, _ = self._costs_s.popitem(last=False)
+            self._expected.discard(forgotten)
 
     def _cost_s(self, key: Hashable) -> float:
         return max(_LEAST_S, self._costs_s.get(kind_of(key), _FIRST_GUESS_S))
