@@ -16,8 +16,10 @@ from service.contract.errors import FailureCode
 from service.contract.framing import Buffer
 from service.contract.generation import GenerationSpec
 from tests.models import LIBRARY_WARNINGS, tiny_model
+from tests.recorder import Rerun
 from worker.engine.drawing import Drawing
 from worker.engine.faults import Fault, classify
+from worker.engine.speed import Speed
 from worker.pipelines.errors import Refusal
 from worker.pipelines.loading import LoadedModel, load
 from worker.pipelines.quiet import quiet_libraries
@@ -199,6 +201,35 @@ def test_memory_that_runs_out_once_costs_a_second_try_and_nothing_else(part: str
         model.pipeline.components[part.split(".", maxsplit=1)[0]].get_submodule(part.partition(".")[2]), error, times=1
     ):
         assert picture(model) == expected
+
+
+def test_recordings_give_their_memory_back_to_whatever_part_finds_none() -> None:
+    model, recorder = model_of("sd15"), Rerun()
+    model.kept["speed"] = Speed(model, recorder=recorder)
+    expected = picture(model, steps=6)
+    assert recorder.recorded == 1
+    with failing(model.pipeline.vae.decoder, OUT_OF_MEMORY[0], times=1):
+        assert picture(model, steps=6) == expected
+    assert recorder.recorded == 2
+
+
+@pytest.mark.parametrize("cast", [1, 2])
+def test_memory_that_runs_out_in_the_middle_of_a_cast_leaves_no_autoencoder_of_two_formats(cast: int) -> None:
+    model = model_of("sdxl", dtype="float16")
+    expected, decoder = picture(model), model.pipeline.vae.decoder
+    real, casts = decoder._apply, 0
+
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        nonlocal casts
+        casts += 1
+        if casts == cast:
+            raise OUT_OF_MEMORY[0]
+        return real(*args, **kwargs)
+
+    decoder._apply = apply
+    assert picture(model) == expected
+    assert casts > cast
+    assert {weight.dtype for weight in model.pipeline.vae.parameters()} == {torch.float16}
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)

@@ -162,6 +162,17 @@ def test_a_call_that_finds_no_memory_takes_back_that_of_the_recordings(error: Ex
     assert len(graphs) == left
 
 
+def test_a_repetition_that_finds_no_memory_takes_back_that_of_all_recordings() -> None:
+    recorder, module = Rerun(), Scaling()
+    graphs = graphs_of(recorder, after=1)
+    for rows in (1, 2):
+        graphs.run(module, joined(1.0, rows=rows))
+    module.error = torch.OutOfMemoryError("CUDA out of memory.")
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.run(module, joined(1.0, rows=2))
+    assert len(graphs) == 0
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 17, 64, 65])
 def test_a_padded_call_repeats_its_last_row_and_is_cut_to_its_own(rows: int) -> None:
     call = joined(0.0, rows=rows)

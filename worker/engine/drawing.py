@@ -174,6 +174,7 @@ class Drawing:
         except (RuntimeError, MemoryError) as err:
             if classify(err) is not Fault.OUT_OF_MEMORY:
                 raise
+        speed_of(self._model).give_back()
         free_memory()
         try:
             return work()

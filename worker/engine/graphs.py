@@ -115,6 +115,15 @@ class Graphs:
 
     def run(self, module: torch.nn.Module, joined: Joined) -> tuple[Any, Lesson]:
         """Return what the module returns, in memory of its own, and what the call teaches."""
+        try:
+            return self._run(module, joined)
+        except Exception as err:
+            if classify(err) is Fault.OUT_OF_MEMORY:
+                # Recordings hold memory that only they can use; the call will be made again.
+                self.drop()
+            raise
+
+    def _run(self, module: torch.nn.Module, joined: Joined) -> tuple[Any, Lesson]:
         key = _key(module, joined)
         recording = self._recordings.get(key)
         if recording is not None and not recording.is_sound():
@@ -125,7 +134,7 @@ class Graphs:
         if recording is None and self._is_due(key):
             recording, lesson = self._record(key, module, joined), Lesson.NOTHING
         if recording is None:
-            return self._eagerly(module, joined), Lesson.EVERYTHING if lesson is Lesson.TIME else lesson
+            return self._make(module, joined), Lesson.EVERYTHING if lesson is Lesson.TIME else lesson
         self._recordings.move_to_end(key)
         for path, place in recording.inputs.items():
             place.copy_(joined.leaves[path])
@@ -140,15 +149,6 @@ class Graphs:
     def _forget_oldest(self) -> None:
         key, _ = self._recordings.popitem(last=False)
         self._seen[key] = 0
-
-    def _eagerly(self, module: torch.nn.Module, joined: Joined) -> Any:
-        try:
-            return self._make(module, joined)
-        except Exception as err:
-            if classify(err) is Fault.OUT_OF_MEMORY:
-                # Recordings hold memory that only they can use; the call will be made again.
-                self.drop()
-            raise
 
     def _is_due(self, key: Hashable | None) -> bool:
         """Count a call; return whether it has come often enough to be recorded."""

@@ -30,11 +30,18 @@ class Speed:
         self.embeddings = EmbeddingCache(options.embedding_cache)
         #: Of denoiser calls; None where the module itself is called.
         self.runner: Runner | None = None
+        self._graphs: Graphs | None = None
         if recorder is not None or options.compile:
-            self.runner = PreparedCalls(compiles=options.compile, recorder=recorder, backend=backend)
+            calls = PreparedCalls(compiles=options.compile, recorder=recorder, backend=backend)
+            self.runner, self._graphs = calls, calls.graphs
         #: The autoencoder's `decode`, compiled.
         self.decoder = Compiled(model.pipeline.vae.decode, "decoder", backend=backend) if options.compile else None
         self._vae_batch = options.vae_batch
+
+    def give_back(self) -> None:
+        """Give back what memory is held to save time, for somebody who found too little."""
+        if self._graphs is not None:
+            self._graphs.drop()
 
     def decode_key(self, alike: Hashable, rows: int) -> Hashable:
         """Return the key of decodes that are alike otherwise, each counting as so many rows."""
@@ -70,7 +77,8 @@ class PreparedCalls:
         self._backend = backend
         #: By the id of their module, which each keeps.
         self._compiled: dict[int, Compiled] = {}
-        self._graphs = Graphs(self._make, recorder) if recorder is not None else None
+        #: None where nothing is recorded.
+        self.graphs = Graphs(self._make, recorder) if recorder is not None else None
 
     def run(self, module: torch.nn.Module, joined: Joined, *, on_prepare: Callable[[], None]) -> tuple[Any, Lesson]:
         """See the protocol. A recording takes a second, which nobody need be told."""
@@ -78,10 +86,10 @@ class PreparedCalls:
         is_new = self._compiles and self._compiled_of(module).is_new(**wide.arguments())
         if is_new:
             on_prepare()
-        if self._graphs is None:
+        if self.graphs is None:
             returned, lesson = self._make(module, wide), Lesson.EVERYTHING
         else:
-            returned, lesson = self._graphs.run(module, wide)
+            returned, lesson = self.graphs.run(module, wide)
         return cut(returned, joined.rows), Lesson.NOTHING if is_new else lesson
 
     def _make(self, module: torch.nn.Module, joined: Joined) -> Any:

@@ -137,8 +137,8 @@ def _encoded(vae: Any, pictures: torch.Tensor) -> torch.Tensor:
     dtype = vae.dtype
     if dtype == torch.float32:
         return vae.encode(pictures).latent_dist.mode()
-    vae.to(dtype=torch.float32)
     try:
+        vae.to(dtype=torch.float32)
         return vae.encode(pictures).latent_dist.mode()
     finally:
         vae.to(dtype=dtype)

@@ -162,12 +162,11 @@ def unpacked(model: LoadedModel, latents: torch.Tensor, spec: GenerationSpec) ->
 def encode_pictures(model: LoadedModel, pictures: torch.Tensor) -> torch.Tensor:
     """Return the moments of the latents of pictures (n, 3, height, width) in [-1, 1], computed in their format."""
     vae = model.pipeline.vae
-    if vae.dtype != pictures.dtype:
-        vae.to(dtype=pictures.dtype)
     try:
+        _cast(vae, pictures.dtype)
         return vae.encode(pictures).latent_dist.parameters
     finally:
-        _restore_dtype(model)
+        _cast(vae, model.dtype)
 
 
 def unscaled(model: LoadedModel, latents: torch.Tensor, task: Task, *, in_float32: bool = False) -> torch.Tensor:
@@ -189,18 +188,20 @@ def decode_unscaled(
     `decoder` does what the autoencoder's own `decode` would.
     """
     vae = model.pipeline.vae
-    if latents.dtype != vae.dtype:
-        vae.to(dtype=latents.dtype)
     try:
+        _cast(vae, latents.dtype)
         return vae.decode(latents, return_dict=False)[0] if decoder is None else decoder(latents)
     finally:
-        _restore_dtype(model)
+        _cast(vae, model.dtype)
 
 
-def _restore_dtype(model: LoadedModel) -> None:
-    """Bring the autoencoder back to the model's number format; the way to float32 and back loses nothing."""
-    if model.pipeline.vae.dtype != model.dtype:
-        model.pipeline.vae.to(dtype=model.dtype)
+def _cast(vae: Any, dtype: torch.dtype) -> None:
+    """Bring the autoencoder to a number format; to float32 and back to the model's own loses nothing.
+
+    Every weight is looked at: memory may have run out in the middle of an earlier cast.
+    """
+    if any(weight.dtype != dtype for weight in vae.parameters()):
+        vae.to(dtype=dtype)
 
 
 def is_flagged(model: LoadedModel, picture: torch.Tensor) -> bool:
