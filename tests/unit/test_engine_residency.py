@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,10 @@ from tests.models import LIBRARY_WARNINGS, tiny_model
 from tests.sums import Device, count, engine_thread
 from worker.engine import residency
 from worker.engine.memory import size_bytes
+from worker.engine.shelf import Shelf, pinned_bytes
 from worker.engine.strands import pause
 from worker.pipelines.errors import Refusal
-from worker.pipelines.loading import LoadedModel, load
+from worker.pipelines.loading import LoadedModel, Prepared, load
 
 pytestmark = LIBRARY_WARNINGS
 
@@ -220,6 +222,107 @@ def test_a_model_that_was_put_on_the_shelf_comes_back_the_same() -> None:
     assert third.pipeline is first.pipeline
     assert third.preview is first.preview is not None
     assert house.ends["three"] == house.ends["one"] == weight_of(load_tiny("sd15"))
+
+
+def test_one_that_ends_while_another_is_evicted_keeps_nobody_waiting() -> None:
+    house = House(budget_bytes=ROOM_FOR_ALL, shelf_bytes=ROOM_FOR_ALL)
+    for model, name in (("a", "sd15"), ("b", "sd21"), ("c", "sd15_lcm")):
+        house.offer(model, tiny_model(name))
+    house.run_until_said("a loaded", "b loaded", "c loaded")
+    house.ask("before", "a", weight_of)
+    house.run_until_ended("before")
+
+    def until_b_goes(_: LoadedModel) -> str:
+        while "b cold" not in house.words:
+            pause()
+        return "ended"
+
+    house.offer("d", tiny_model("sdxl"))
+    house.ask("long", "a", until_b_goes)
+    house.residency._budget_bytes = 1
+    house.ask("other", "d", lambda _: "drawn")
+    house.run_until_ended("long", "other")
+    assert house.ends["other"] == "drawn"
+    evicted = [word for word in house.words if word.endswith("cold")]
+    assert set(evicted) == {"a cold", "b cold", "c cold"}
+    assert evicted[-1] == "a cold", "the one in use is the last to go"
+
+
+def slow_preparations(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let preparations that begin from now on end when the event is set."""
+    gate, real = threading.Event(), residency.prepare
+
+    def prepare(entry: CatalogEntry) -> Prepared:
+        assert gate.wait(60)
+        return real(entry)
+
+    monkeypatch.setattr(residency, "prepare", prepare)
+    return gate
+
+
+def test_files_that_change_while_their_model_leaves_and_is_wanted_are_checked_before_it_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model("sd15"), folder)
+    house = House(budget_bytes=ROOM_FOR_ONE)
+    house.offer("a", folder)
+    house.offer("b", tiny_model("sd21"))
+    house.run_until_said("a loaded", "b cold")
+    device = Device()
+    house.ask("long", "a", lambda model: (count(device, "long", steps=10), model.card.sha256))
+    house.run(lambda: len(device.calls) > 1)
+    house.ask("other", "b", weight_of)
+    house.run_until_said("other waits")
+    house.ask("late", "a", lambda model: model.card.sha256)
+    house.run_until_said("late waits")
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_bytes(config.read_bytes() + b"\n")
+    checked = slow_preparations(monkeypatch)
+    house.run_until_ended("long", "other")
+    checked.set()
+    house.run_until_ended("late")
+    assert house.ends["late"] != house.ends["long"][1]
+    assert len(house.ends["late"]) == 64
+
+
+def test_a_model_whose_files_change_while_it_is_read_is_not_said_to_be_cold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model("sd15"), folder)
+    house = House(budget_bytes=1)
+    house.offer("a", folder)
+    house.run(lambda: house.residency._loader is not None)
+    for _ in range(3):
+        house.tick()
+    checked = slow_preparations(monkeypatch)
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_bytes(config.read_bytes() + b"\n")
+    house.ask("one", "a", weight_of)
+    house.run_until_ended("one")
+    checked.set()
+    house.run(lambda: not house.residency._places["a"].preparing)
+    assert house.words[-1] == "one has a"
+    assert "a cold" not in house.words
+
+
+def test_pinned_memory_of_the_shelf_is_counted_as_torch_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_tiny("sd15")
+    assert size_bytes(model) < pinned_bytes(model) < 2 * size_bytes(model)
+    shelf = Shelf(pinned_bytes(model) - 1)
+    shelf.put(model, between=pause)
+    assert shelf.take(model.card.id, model.card.sha256, between=pause) is None
+    emptied: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: emptied.append(1))
+    for held_bytes, times in ((0, 0), (1, 1)):
+        monkeypatch.setattr(
+            torch.cuda, "host_memory_stats", lambda held_bytes=held_bytes: {"allocated_bytes.current": held_bytes}
+        )
+        shelf = Shelf(pinned_bytes(model))
+        shelf.put(model, between=pause)
+        assert shelf.take(model.card.id, model.card.sha256, between=pause) is not None
+        assert len(emptied) == times
 
 
 def test_an_unknown_model_is_refused() -> None:

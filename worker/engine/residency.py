@@ -167,6 +167,8 @@ class Residency:
             self._failed(place, result)
             return
         place.prepared = result
+        if place.model is not None:
+            return  # it was being loaded when its files changed: what is drawn with is what was read
         if place.waiting or self._has_room(place):
             self._enqueue(place)
         else:
@@ -200,6 +202,10 @@ class Residency:
     def _load_all(self) -> None:
         while self._queue:
             place = self._queue[0]
+            if place.model is None and place.prepared is None:
+                # Its files changed while it waited: it comes again when they are checked.
+                self._queue.popleft()
+                continue
             try:
                 if place.model is None:
                     self._load(place)
@@ -240,12 +246,13 @@ class Residency:
 
     def _make_room(self, place: _Place) -> None:
         while going := victims(self._warm(), _needed_bytes(place), self._budget_bytes):
-            busy = [each for each in going if each.users]
             for each in going:
                 each.leaving = True
                 if not each.users:
                     self._evict(each)
-            if busy:
+            # Asked for only now: whoever ended while another was evicted has woken nobody.
+            left = [each for each in going if each.model is not None]
+            if left and all(each.users for each in left):
                 self._blocked = True
                 strand = greenlet.getcurrent()
                 assert isinstance(strand, Strand)  # noqa: S101 - the loader

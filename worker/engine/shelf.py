@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from worker.engine.memory import size_bytes
+from worker.engine.faults import free_memory
 from worker.pipelines.loading import LoadedModel
 
 _HOST = torch.device("cpu")
@@ -29,11 +29,12 @@ class Shelf:
         So is one forgotten that is offloaded: its weights lie there already, held by their hooks. `between` is called
         between its modules.
         """
-        taken_bytes = size_bytes(model)
+        taken_bytes = pinned_bytes(model)
         if taken_bytes > self._budget_bytes or model.entry.options.offload != "none":
             return
         while taken_bytes + sum(size for _, size in self._models.values()) > self._budget_bytes:
             self._models.popitem(last=False)
+        _give_back_pinned(taken_bytes, self._budget_bytes)
         # Recorded calls and encoded prompts lie on the device, too, and serve nobody here.
         model.kept.clear()
         for module in _modules(model):
@@ -64,6 +65,23 @@ class Shelf:
             # The few weights of its own never left the device.
             preview=model.preview,
         )
+
+
+def pinned_bytes(model: LoadedModel) -> int:
+    """Return what the weights of a model take in pinned memory, of which torch asks for powers of two: up to twice."""
+    tensors = {id(t): t for module in _modules(model) for t in (*module.parameters(), *module.buffers())}
+    return sum(1 << (t.numel() * t.element_size() - 1).bit_length() for t in tensors.values() if t.numel())
+
+
+def _give_back_pinned(wanted_bytes: int, budget_bytes: int) -> None:
+    """Let go of pinned memory that torch keeps for later, where there would be too much of it with what is wanted.
+
+    It is kept by default, because to pin takes longer than to copy.
+    """
+    held_bytes = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
+    if held_bytes + wanted_bytes > budget_bytes:
+        free_memory()  # what was forgotten above may still be held by circles of references
+        torch.accelerator.empty_host_cache()
 
 
 def _modules(model: LoadedModel) -> list[torch.nn.Module]:
