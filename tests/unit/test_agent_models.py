@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 from service.contract.engine import ModelCold, ModelFailed, ModelLoaded, ModelLoading
@@ -45,14 +47,27 @@ def after(*words: ModelWord) -> Models:
         ((loaded("a"), cold("b"), cold("a"), loading("a")), "", "b"),
         ((loaded("a"), cold("b"), loading("b"), cold("a"), loaded("b")), "ba", "a"),
         ((loaded("a"), loading("b"), failed("b")), "a", ""),
-        # One that was drawn with before is tried again.
-        ((loaded("a"), cold("b"), loading("b"), failed("b")), "ab", "b"),
+        # One that was drawn with before is tried again, but not at once.
+        ((loaded("a"), cold("b"), loading("b"), failed("b")), "a", "b"),
+        ((loaded("a"), cold("b"), loading("b"), failed("b"), loading("b"), loaded("b"), cold("b")), "ab", "b"),
     ],
 )
 def test_what_may_be_claimed_for(words: tuple[ModelWord, ...], claimable: str, cold_ones: str) -> None:
     models = after(*words)
     assert "".join(models.claimable) == claimable
     assert "".join(models.cold) == cold_ones
+
+
+def test_a_model_that_could_not_be_read_again_is_claimed_for_after_a_while() -> None:
+    now_s = 100.0
+    models = Models("ab", clock=lambda: now_s)
+    for word in (loaded("a"), cold("b"), loading("b"), failed("b")):
+        models.hear(word)
+    assert models.claimable == ("a",)
+    now_s += 29
+    assert models.claimable == ("a",)
+    now_s += 1
+    assert copy.deepcopy(models).claimable == ("a", "b")
 
 
 def test_models_are_settled_when_each_is_known_to_be_of_use_or_of_none() -> None:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from service.contract.catalog import ModelCard
 from service.contract.engine import ModelCold, ModelFailed, ModelLoaded, ModelLoading
 
 ModelWord = ModelLoading | ModelLoaded | ModelCold | ModelFailed
 
+#: s for which no job is claimed for a model that could not be read again: each would fail here at once, and so more
+#: of them would come here than to workers that take their time to draw.
+_REST_S = 30.0
+
 
 class Models:
     """The models of a catalogue, each unheard of, loading, warm, cold or of no use."""
 
-    def __init__(self, ids: Iterable[str]) -> None:
+    def __init__(self, ids: Iterable[str], clock: Callable[[], float] = time.monotonic) -> None:
         self._ids = frozenset(ids)
+        self._clock = clock
         self._cards: dict[str, ModelCard] = {}
         self._warm: set[str] = set()
         self._loading: set[str] = set()
         self._failures: dict[str, str] = {}
+        #: When each could not be read again.
+        self._failed_s: dict[str, float] = {}
 
     def hear(self, word: ModelWord) -> None:
         """Note what became of a model."""
@@ -29,6 +37,7 @@ class Models:
                 self._cards[word.card.id] = word.card
                 self._warm.add(word.card.id)
                 self._loading.discard(word.card.id)
+                self._failed_s.pop(word.card.id, None)
             case ModelCold():
                 self._cards[word.card.id] = word.card
                 self._warm.discard(word.card.id)
@@ -36,7 +45,9 @@ class Models:
             case ModelFailed():
                 self._loading.discard(word.model)
                 # One that was drawn with before may be read again the next time: it is cold.
-                if word.model not in self._cards:
+                if word.model in self._cards:
+                    self._failed_s[word.model] = self._clock()
+                else:
                     self._failures[word.model] = word.message
 
     @property
@@ -73,6 +84,11 @@ class Models:
     def claimable(self) -> tuple[str, ...]:
         """Ids of those whose jobs may be claimed.
 
-        While one is being read no cold one is wanted beside it: another worker may have it warm.
+        While one is being read no cold one is wanted beside it: another worker may have it warm. One that could not be
+        read is tried again after a while, by one job or a few.
         """
-        return self.warm if self._loading & set(self._cards) else (*self.warm, *self.cold)
+        if self._loading & set(self._cards):
+            return self.warm
+        now_s = self._clock()
+        rested = (model for model in self.cold if now_s - self._failed_s.get(model, float("-inf")) >= _REST_S)
+        return (*self.warm, *rested)
