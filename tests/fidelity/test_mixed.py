@@ -200,8 +200,9 @@ def test_the_company_really_shared_its_calls(engine_side: EngineSides, model: st
     """Were every call of one request, the comparisons above would prove nothing."""
     widths = party(engine_side(model), model, task).watch.widths
     of_several = [rows for rows in widths if rows > 2]
-    # Where fewer take part, those who share with nobody, and the calls made again after a failure, weigh more.
-    widest, part = (8, 1 / 2) if (model, task) not in TAKING_PART else (5, 1 / 4)
+    # Who meets whom follows from what calls were measured to cost. Where fewer take part, those who share with nobody,
+    # and the calls made again after a failure, weigh more.
+    widest, part = (8, 1 / 3) if (model, task) not in TAKING_PART else (5, 1 / 4)
     assert max(of_several) >= widest
     assert sum(of_several) > part * sum(widths)
 

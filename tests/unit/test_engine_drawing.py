@@ -250,6 +250,8 @@ def test_other_errors_are_not_tried_again() -> None:
 def test_errors_of_the_device_are_told_from_those_of_memory() -> None:
     assert classify(RuntimeError("CUDA error: an illegal memory access was encountered")) is Fault.DEVICE
     assert classify(RuntimeError("CUDNN_STATUS_EXECUTION_FAILED")) is Fault.DEVICE
+    assert classify(RuntimeError("CUDA error: out of memory")) is Fault.OUT_OF_MEMORY
+    assert classify(RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")) is Fault.OUT_OF_MEMORY
     assert classify(torch.OutOfMemoryError("CUDA out of memory")) is Fault.OUT_OF_MEMORY
     assert classify(ValueError("CUDA error")) is Fault.OTHER
     with pytest.raises(RuntimeError) as too_much:

@@ -307,6 +307,22 @@ def test_a_model_whose_files_change_while_it_is_read_is_not_said_to_be_cold(
     assert "a cold" not in house.words
 
 
+def test_a_machine_without_memory_for_what_left_the_device_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(budget_bytes=ROOM_FOR_ONE, shelf_bytes=ROOM_FOR_ALL)
+    house.offer("a", tiny_model("sd15"))
+    house.offer("b", tiny_model("sd21"))
+    house.run_until_said("a loaded", "b cold")
+
+    def put(*_arguments: object, **_named: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Shelf, "put", put)
+    for name, model in (("one", "b"), ("two", "a")):
+        house.ask(name, model, weight_of)
+        house.run_until_ended(name)
+    assert house.ends == {"one": weight_of(load_tiny("sd21")), "two": weight_of(load_tiny("sd15"))}
+
+
 def test_pinned_memory_of_the_shelf_is_counted_as_torch_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_tiny("sd15")
     assert size_bytes(model) < pinned_bytes(model) < 2 * size_bytes(model)

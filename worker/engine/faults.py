@@ -23,8 +23,17 @@ class Fault(Enum):
     OTHER = auto()
 
 
-#: Allocators that raise a plain RuntimeError: CPU (Linux, Windows), MPS.
-_MEMORY_TEXTS = ("DefaultCPUAllocator: can't allocate memory", "not enough memory", "MPS backend out of memory")
+#: Allocators that raise a plain RuntimeError: CPU (Linux, Windows), MPS; and what libraries say of a GPU whose memory
+#: torch's own allocator did not ask for. None of it leaves the device in doubt.
+_MEMORY_TEXTS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "not enough memory",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "HIP error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 _DEVICE_TEXTS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error", "HIP error")
 

@@ -266,11 +266,20 @@ class Residency:
         assert model is not None  # noqa: S101 - only warm ones are evicted
         log.info("model_evicted", model=place.entry.id)
         self._tell(ModelCold(card=model.card))
-        self._shelf.put(model, between=pause)
+        self._put_away(model)
         del model
         free_memory()
         if place.waiting:
             self._want(place)
+
+    def _put_away(self, model: LoadedModel) -> None:
+        """Put a model on the shelf; where the machine has no memory for it either, it is read from its files again."""
+        try:
+            self._shelf.put(model, between=pause)
+        except (RuntimeError, MemoryError) as err:
+            if classify(err) is not Fault.OUT_OF_MEMORY:
+                raise
+            log.warning("model_not_shelved", model=model.card.id, error=type(err).__name__)
 
     def _failed(self, place: _Place, err: Exception) -> None:
         model_id = place.entry.id
