@@ -102,7 +102,7 @@ def test_others_are_drawn_while_a_model_is_loaded() -> None:
     house.offer("a", tiny_model("sd15"))
     house.run_until_said("a loaded")
     device = Device()
-    house.ask("long", "a", lambda _: count(device, "long", steps=10_000))
+    house.ask("long", "a", lambda _: count(device, "long", steps=1 << 40))
     house.run(lambda: len(device.calls) > 3)
     house.offer("b", tiny_model("sdxl"))
     at_each: list[int] = []
