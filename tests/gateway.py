@@ -95,8 +95,13 @@ async def serving(settings: GatewaySettings, *, key: str | None = None) -> Async
 
 @asynccontextmanager
 async def running(app: FastAPI) -> AsyncIterator[None]:
-    async with app.router.lifespan_context(app):
+    """Run an app. It is told to stop as a server tells it, also by a test that fails: its tasks would outlive that."""
+    lifespan = app.router.lifespan_context(app)
+    await lifespan.__aenter__()
+    try:
         yield
+    finally:
+        await lifespan.__aexit__(None, None, None)
 
 
 def make_key(client: redis.Redis, tenant: str = "acme", limits: TenantLimits | None = None) -> str:

@@ -102,10 +102,26 @@ _REFUSALS: dict[int, str] = {
     413: "The body is too large.",
     415: "The content type is not supported.",
     422: "One or more fields are wrong, or the Idempotency-Key was used with another body.",
-    429: "The tenant's own limit is reached.",
+    429: "The tenant's own limit is reached, or its rate.",
     500: "Something went wrong on the server's side.",
     503: "The system is full, or a part of it does not answer.",
     504: "The deadline of the generation passed before its picture was drawn.",
+}
+#: Only where the tenant has a rate.
+RATE_HEADERS = {
+    "RateLimit-Policy": {
+        "description": "The tenant's rate: `q` generations in `w` seconds.",
+        "schema": {"type": "string"},
+        "example": '"default";q=60;w=60',
+    },
+    "RateLimit": {
+        "description": (
+            "What was left when this call was counted: `r` generations at once (never more than a quarter of `q`), one "
+            "more after `t` seconds."
+        ),
+        "schema": {"type": "string"},
+        "example": '"default";r=14;t=1',
+    },
 }
 _RETRY_AFTER = {"Retry-After": {"description": "s to wait before the next try.", "schema": {"type": "integer"}}}
 _AUTHENTICATE = {"WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}}}
@@ -120,7 +136,7 @@ def refusals(*statuses: int) -> Responses:
             "content": {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}},
         }
         if status in {429, 503}:
-            found[status]["headers"] = _RETRY_AFTER
+            found[status]["headers"] = _RETRY_AFTER | (RATE_HEADERS if status == 429 else {})
         if status == 401:
             found[status]["headers"] = _AUTHENTICATE
     return found

@@ -17,6 +17,7 @@ from service.api.negotiation import accepted_formats
 from service.api.operation import Operation, json_object, while_connected
 from service.api.pictures import picture_response, with_picture_format
 from service.api.preferences import preferences
+from service.api.rate_headers import rate_headers
 from service.api.strict_json import parse_object
 from service.contract.errors import FieldError, InvalidRequest, NotFound, UnsupportedMedia
 from service.contract.generation import CONTENT_TYPES, ResultImage
@@ -55,6 +56,7 @@ _BODY_REFUSALS = (408, 413, 415, 422)
                 "Location": doc.header("Path of the generation."),
                 "Preference-Applied": doc.header("What was honoured of Prefer."),
                 "Idempotency-Replayed": doc.header("`true` where an earlier call with this key created it."),
+                **doc.RATE_HEADERS,
             },
         },
         200: {
@@ -65,6 +67,7 @@ _BODY_REFUSALS = (408, 413, 415, 422)
                 "Location": doc.header("Path of the generation."),
                 "Content-Location": doc.header("Path of the picture that is the body."),
                 "Preference-Applied": doc.header("What was honoured of Prefer."),
+                **doc.RATE_HEADERS,
             },
         },
         **doc.refusals(406, 410, 429, 504, *_BODY_REFUSALS),
@@ -100,6 +103,7 @@ async def create_generation(request: Request) -> Response:
         response = _json(generation_resource(job), 200 if finished else 202)
         response.headers["Location"] = generation_path(job.id)
     response.headers["Vary"] = "Accept, Prefer"
+    response.headers.update(rate_headers(submitted.rate))
     if submitted.replayed:
         response.headers["Idempotency-Replayed"] = "true"
     applied = prefer.applied(wait_s, finished=finished)

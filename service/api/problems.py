@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.rate_headers import rate_headers
 from service.contract import errors
 from service.contract.errors import DarkroomError, FailureCode
 from service.storage.s3 import StorageError
@@ -50,6 +51,7 @@ STATUSES: dict[type[DarkroomError], HTTPStatus] = {
     errors.IdempotencyMismatch: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.RequestError: HTTPStatus.BAD_REQUEST,
     errors.LimitReached: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
     errors.Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.GenerationFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -152,4 +154,6 @@ def _headers(err: DarkroomError) -> dict[str, str]:
             headers["Retry-After"] = str(err.retry_after_s)
         case _:
             pass
+    if isinstance(err, errors.RateLimited):
+        headers |= rate_headers(err.rate)
     return headers

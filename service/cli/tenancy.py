@@ -20,6 +20,9 @@ keys = typer.Typer(no_args_is_help=True, help="API keys of tenants [DARKROOM_RED
 
 TenantId = Annotated[str, typer.Argument(help="The tenant's id: a-z, 0-9 and -.", show_default=False)]
 Weight = Annotated[float | None, typer.Option(help="Share of the workers relative to other tenants.")]
+MaxRequestsPerMinute = Annotated[
+    str | None, typer.Option(help="Most jobs accepted in a minute; `none` for no limit.", show_default=False)
+]
 MaxQueued = Annotated[str | None, typer.Option(help="Most jobs waiting; `none` for no limit.", show_default=False)]
 MaxRunning = Annotated[str | None, typer.Option(help="Most jobs running; `none` for no limit.", show_default=False)]
 TopPriority = Annotated[Literal["high", "normal", "low"] | None, typer.Option(help="Highest priority of its jobs.")]
@@ -28,8 +31,10 @@ TopPriority = Annotated[Literal["high", "normal", "low"] | None, typer.Option(he
 @tenants.command("add")
 def add_tenant(
     tenant: TenantId,
+    *,
     name: Annotated[str, typer.Option(help="For people.")] = "",
     weight: Weight = None,
+    max_requests_per_minute: MaxRequestsPerMinute = None,
     max_queued: MaxQueued = None,
     max_running: MaxRunning = None,
     top_priority: TopPriority = None,
@@ -40,7 +45,14 @@ def add_tenant(
 
     _require_printable("--name", name)
     with _redis() as redis:
-        limits = _changed(TenantLimits(), weight, max_queued, max_running, top_priority)
+        limits = _changed(
+            TenantLimits(),
+            weight=weight,
+            max_requests_per_minute=max_requests_per_minute,
+            max_queued=max_queued,
+            max_running=max_running,
+            top_priority=top_priority,
+        )
         made = TenantStore(redis).create(tenant, name=name, limits=limits)
     typer.echo(f"Tenant {made.id} made; give it a key: darkroom keys create {made.id}")
 
@@ -59,6 +71,7 @@ def list_tenants() -> None:
 def set_tenant(
     tenant: TenantId,
     weight: Weight = None,
+    max_requests_per_minute: MaxRequestsPerMinute = None,
     max_queued: MaxQueued = None,
     max_running: MaxRunning = None,
     top_priority: TopPriority = None,
@@ -68,7 +81,14 @@ def set_tenant(
 
     with _redis() as redis:
         store = TenantStore(redis)
-        limits = _changed(store.get(tenant).limits, weight, max_queued, max_running, top_priority)
+        limits = _changed(
+            store.get(tenant).limits,
+            weight=weight,
+            max_requests_per_minute=max_requests_per_minute,
+            max_queued=max_queued,
+            max_running=max_running,
+            top_priority=top_priority,
+        )
         store.set_limits(tenant, limits)
     typer.echo(f"Tenant {tenant} changed")
 
@@ -152,17 +172,10 @@ def _require_printable(option: str, text: str) -> None:
         raise CommandFailed(msg, exit_code=2)
 
 
-def _changed(
-    limits: TenantLimits,
-    weight: float | None,
-    max_queued: str | None,
-    max_running: str | None,
-    top_priority: str | None,
-) -> TenantLimits:
+def _changed(limits: TenantLimits, **given: float | str | None) -> TenantLimits:
     """Return the limits with what was named on the command line in place. CommandFailed for what is no limit."""
     from pydantic import ValidationError  # noqa: PLC0415 - a command imports when it runs
 
-    given = {"weight": weight, "max_queued": max_queued, "max_running": max_running, "top_priority": top_priority}
     named = {field: None if value == "none" else value for field, value in given.items() if value is not None}
     try:
         return type(limits).model_validate({**limits.model_dump(), **named})

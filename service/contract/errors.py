@@ -13,6 +13,7 @@
     │   ├── Gone                     it existed, and was erased
     │   └── IdempotencyMismatch
     ├── LimitReached                 the tenant's own limit
+    │   └── RateLimited              of calls in a time
     ├── Overloaded                   the system's limit
     ├── Unavailable                  Redis or the storage does not answer
     └── GenerationFailed             a job ended without a picture
@@ -26,6 +27,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from inspect import cleandoc
 from typing import ClassVar
+
+from service.contract.rate import RequestRate
 
 
 class FailureCode(StrEnum):
@@ -167,6 +170,18 @@ class LimitReached(DarkroomError):
     def __init__(self, message: str | None = None, *, retry_after_s: int = 5) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(LimitReached):
+    """This tenant creates generations faster than it may."""
+
+    code = "rate_limited"
+
+    def __init__(self, rate: RequestRate) -> None:
+        wait_s = max(1, rate.next_s)
+        message = f"This tenant may create {rate.per_minute} generations a minute; the next one in {wait_s} s."
+        super().__init__(message, retry_after_s=wait_s)
+        self.rate = rate
 
 
 class Overloaded(DarkroomError):

@@ -19,10 +19,12 @@ from service.contract.errors import (
     InvalidRequest,
     LimitReached,
     Overloaded,
+    RateLimited,
     Unavailable,
 )
 from service.contract.generation import StoredInput
 from service.contract.job import Job
+from service.contract.rate import RequestRate
 from service.generations.idempotency import IdempotentCall
 from service.generations.ids import GenerationIds, IdSource
 from service.generations.models import ModelDirectory
@@ -58,6 +60,8 @@ class Submitted:
     job: Job
     #: It was accepted before, under the same Idempotency-Key.
     replayed: bool
+    #: What is left of the tenant's rate; None where it has none, or nobody asked.
+    rate: RequestRate | None = None
 
 
 class Admission(Protocol):
@@ -98,24 +102,25 @@ class SubmitGeneration:
         """Accept what a body asks for.
 
         Raises `InvalidRequest` with every wrong field, `IdempotencyMismatch`, `Gone` for the key of an erased job,
-        `LimitReached`, `Overloaded`, `Unavailable`. After any of them nothing is queued.
+        `RateLimited`, `LimitReached`, `Overloaded`, `Unavailable`. After any of them nothing is queued.
         """
         try:
             cards = await self._models.cards()
             drafted = draft(body, cards, draw_seed=secrets.randbelow, retain_max_s=self._rules.retain_max_s)
             pictures = await self._pictures(drafted)
             self._admission.check()
-        except (InvalidRequest, Overloaded):
+            job = self._job(await self._ids.ids(), caller, drafted, request_id)
+            if pictures:
+                await self._stage(job)
+        except (InvalidRequest, Overloaded, RateLimited) as err:
             # What was accepted once stays accepted, also where it would be refused today.
             earlier = call and await self._store.recall(caller.tenant, _idempotency(call, 0))
             if earlier:
-                return Submitted(earlier, replayed=True)
+                return Submitted(earlier, replayed=True, rate=err.rate if isinstance(err, RateLimited) else None)
             raise
-        job = self._job(await self._ids.ids(), caller, drafted, request_id)
         if not pictures:
             return await self._accept(job, call, None)
         prefix = job.object_prefix
-        await self._store.stage_inputs(prefix)
         accepted = False
         try:
             stored = await self._upload(pictures, prefix)
@@ -145,6 +150,12 @@ class SubmitGeneration:
         if errors:
             raise InvalidRequest(errors)
         return pictures
+
+    async def _stage(self, job: Job) -> None:
+        """Make ready to upload a job's inputs; raises `RateLimited` where that would be for nothing."""
+        used_up = await self._store.stage_inputs(job.tenant, job.object_prefix)
+        if used_up:
+            raise RateLimited(used_up)
 
     async def _upload(self, pictures: Mapping[str, Picture], prefix: str) -> dict[str, StoredInput]:
         loop = asyncio.get_running_loop()
@@ -196,14 +207,16 @@ class SubmitGeneration:
             inputs_prefix=prefix,
         )
         if submission.outcome == "created":
-            return Submitted(_by_the_clock_of_redis(job, submission), replayed=False)
-        return Submitted(await self._earlier(job.tenant, submission), replayed=True)
+            return Submitted(_by_the_clock_of_redis(job, submission), replayed=False, rate=submission.rate)
+        return Submitted(await self._earlier(job.tenant, submission), replayed=True, rate=submission.rate)
 
     async def _earlier(self, tenant: str, submission: Submission) -> Job:
         """Return the job of a replayed call, or raise what any other outcome means."""
         match submission.outcome:
             case "mismatch":
                 raise IdempotencyMismatch
+            case "rate_limited" if submission.rate:
+                raise RateLimited(submission.rate)
             case "tenant_full":
                 raise LimitReached("As many generations as this tenant may have are waiting.")
             case "pool_full":

@@ -17,6 +17,7 @@ from service.contract.costs import CallCost
 from service.contract.errors import Overloaded, Unavailable
 from service.contract.job import Job, Status
 from service.contract.previews import PREVIEW_BYTES
+from service.contract.rate import RequestRate
 from service.jobs import commands, documents
 from service.jobs.commands import Argument
 from service.jobs.costs import OVERGROWN, device_key, read_entries
@@ -85,12 +86,12 @@ class AsyncJobStore:
             return None
         return await self.get(tenant, record["job"])
 
-    async def stage_inputs(self, prefix: str) -> None:
-        """Note that inputs are about to be stored under `prefix`: erased in an hour unless a submit names them."""
-        with _as_unavailable():
-            seconds, micros = await self._redis.time()
-            due = seconds * 1000 + micros // 1000 + _STAGING_MS
-            await self._redis.zadd(key("erasures"), {prefix: due})
+    async def stage_inputs(self, tenant: str, prefix: str) -> RequestRate | None:
+        """Note that inputs are about to be stored under `prefix`: erased in an hour unless a submit names them.
+
+        Returns None when that is done; the tenant's rate where nothing is left of it, and nothing was noted.
+        """
+        return commands.told_rate(cast("list[int]", await self._run("stage", [tenant, prefix, _STAGING_MS])))
 
     async def unstage_inputs(self, prefix: str) -> None:
         """Have staged inputs erased now: their submit was refused."""

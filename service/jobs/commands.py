@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from service.contract.catalog import ModelCard
 from service.contract.generation import Receipt, ResultImage, Timings
 from service.contract.job import Job, JobError, Status
+from service.contract.rate import RequestRate
 from service.contract.worker import WorkerRecord
 from service.jobs import documents
 from service.jobs.queue import bell_fields, bell_id
@@ -22,7 +23,7 @@ from service.jobs.soundness import Finding, judge_redis
 
 Argument = str | bytes | int | float
 
-SubmitOutcome = Literal["created", "replayed", "mismatch", "gone", "tenant_full", "pool_full"]
+SubmitOutcome = Literal["created", "replayed", "mismatch", "gone", "rate_limited", "tenant_full", "pool_full"]
 CommitOutcome = Literal["committed", "already_committed", "fenced"]
 ReleaseReason = Literal["drained", "engine_lost"]
 RenewAnswer = Literal["ok", "cancel", "fenced"]
@@ -58,6 +59,8 @@ class Submission:
     job_id: str
     #: When it was created, by Redis' clock; None where nothing was.
     created_ms: int | None = None
+    #: What is left of the tenant's rate; None where it has none.
+    rate: RequestRate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,13 @@ def submit_arguments(
 
 def submission(reply: Sequence[str]) -> Submission:
     """Read the reply of `submit`."""
-    return Submission(cast("SubmitOutcome", reply[0]), reply[1], int(reply[2]) if reply[2] else None)
+    created_ms = int(reply[2]) if reply[2] else None
+    return Submission(cast("SubmitOutcome", reply[0]), reply[1], created_ms, told_rate(reply[3:]))
+
+
+def told_rate(part: Sequence[str | int]) -> RequestRate | None:
+    """Read what a reply tells of a tenant's rate; None where it tells nothing."""
+    return RequestRate(*map(int, part)) if part else None
 
 
 def claimed_job(reply: Sequence[str]) -> Job | None:

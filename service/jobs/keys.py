@@ -15,12 +15,14 @@ KEYS: MappingProxyType[str, str] = MappingProxyType(
         "preview": "dr:preview:%s",
         # hash {job, body}: tenant, record → the job that an Idempotency-Key created
         "idempotency": "dr:idem:%s:%s",
-        # hash: a tenant's settings (`service.tenants`); scripts read weight, max_queued, max_running
+        # hash: a tenant's settings (`service.tenants`); scripts read weight and the limits but top_priority
         "tenant": "dr:tenant:%s",
         # zset job → created_ms: a tenant's listing
         "tenant_jobs": "dr:tenant:%s:jobs",
         # hash {queued, running}
         "tenant_counts": "dr:tenant:%s:counts",
+        # string, ms: until when a tenant's rate is used up by what was accepted of it; gone after a minute
+        "tenant_rate": "dr:tenant:%s:rate",
         # set of "pool priority": queues of a tenant that is at its running cap
         "tenant_held": "dr:tenant:%s:held",
         # hash {requests, images, gpu_ms}, by tenant and day (days since 1970, UTC)

@@ -10,9 +10,11 @@ from importlib import resources
 from typing import Final, Literal
 
 from service.contract.job import PRIORITIES, TERMINAL, TRANSITIONS
+from service.contract.rate import MAX_RATE, RATE_PARTS, RATE_WINDOW_S
 from service.jobs.keys import KEYS
 
 ScriptName = Literal[
+    "stage",
     "submit",
     "claim",
     "renew",
@@ -27,6 +29,7 @@ ScriptName = Literal[
     "unhold",
 ]
 SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = (
+    "stage",
     "submit",
     "claim",
     "renew",
@@ -52,6 +55,10 @@ LIMITS: Final[dict[str, int]] = {
     "losses": 10,
     # s; how long a day's usage is kept: a year and a month to bill by.
     "usage_ttl_s": 400 * 86_400,
+    # See `service.contract.rate`.
+    "rate_window_ms": 1000 * RATE_WINDOW_S,
+    "rate_parts": RATE_PARTS,
+    "max_rate": MAX_RATE,
 }
 
 

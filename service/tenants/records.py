@@ -1,11 +1,12 @@
 """Tenants and API keys as records, and their form in Redis.
 
     dr:tenants           set of tenant ids
-    dr:tenant:{id}       hash {name, created_ms, weight, max_queued, max_running, top_priority}; absent = no limit
+    dr:tenant:{id}       hash {name, created_ms, weight, max_requests_per_minute, max_queued, max_running,
+                         top_priority}; absent = no limit
     dr:tenant:{id}:keys  set of key ids
     dr:key:{key_id}      hash {tenant, secret_sha256, created_ms, label, revoked_ms}
 
-The submit and claim scripts of `service.jobs` read `weight`, `max_queued` and `max_running` from the tenant's hash.
+The scripts of `service.jobs` read `weight` and the `max_…` from the tenant's hash.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from redis.typing import EncodableT, FieldT
 
 from service.contract.errors import DarkroomError
 from service.contract.job import PRIORITIES, Priority
+from service.contract.rate import MAX_RATE
 
 #: Everybody on this machine, when keys are switched off.
 LOCAL_TENANT = "local"
@@ -42,6 +44,8 @@ class TenantLimits(BaseModel):
 
     #: Share of the workers relative to other tenants.
     weight: float = Field(default=1.0, ge=0.01, le=1000)
+    #: Jobs accepted in a minute, by all gateways together; None = no limit.
+    max_requests_per_minute: int | None = Field(default=None, ge=1, le=MAX_RATE)
     #: Jobs waiting at once; None = no limit.
     max_queued: int | None = Field(default=None, ge=0)
     #: Jobs running at once; None = no limit.

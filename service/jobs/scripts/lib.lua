@@ -184,6 +184,36 @@ local function meter(tenant, now, counts)
   redis.call('EXPIRE', usage, LIMITS.usage_ttl_s)
 end
 
+-- What is left of a tenant's rate, or nil where it has none. The generic cell rate algorithm as virtual scheduling
+-- (ITU-T I.371, annex A): kept is only until when what was accepted uses the rate up, and each job adds one `gap`.
+local function rate_of(tenant, now)
+  local per_minute = math.floor(number(redis.call('HGET', k('tenant', tenant), 'max_requests_per_minute')))
+  if per_minute < 1 or per_minute > LIMITS.max_rate then return nil end
+  local gap, burst = LIMITS.rate_window_ms / per_minute, math.ceil(per_minute / LIMITS.rate_parts)
+  -- Whatever stands there (pcall: of any type), and wherever the clock was set back to, nobody waits longer than the
+  -- window: what is beyond it was not written by this clock. A limit that was changed may leave more than its burst.
+  local kept = number(redis.pcall('GET', k('tenant_rate', tenant)))
+  if kept > now + LIMITS.rate_window_ms then kept = now end
+  local full = now + burst * gap
+  local used_until = math.max(now, math.min(kept, full))
+  local room = burst - (used_until - now) / gap
+  -- Sums of gaps are not exact; a millisecond is as fine as the clock.
+  local remaining = math.floor(room + math.min(0.01, 1 / gap))
+  local next_ms = remaining < burst and (remaining + 1 - room) * gap or 0
+  return { per_minute = per_minute, used = math.min(used_until + gap, full), remaining = remaining, next_ms = next_ms }
+end
+
+-- Counts one job, where something was left; `rate` is stale afterwards.
+local function use(tenant, rate)
+  redis.call('SET', k('tenant_rate', tenant), string.format('%.3f', rate.used), 'PX', LIMITS.rate_window_ms)
+end
+
+-- A rate as scripts return it: per minute, remaining, s until one more; nothing where there is none.
+local function told(rate)
+  if not rate then return end
+  return rate.per_minute, rate.remaining, math.ceil(rate.next_ms / 1000)
+end
+
 local function failure(code, message, retryable)
   return { error = cjson.encode({ code = code, message = message, retryable = retryable }) }
 end
