@@ -17,7 +17,9 @@ from fastapi import FastAPI
 from service.api.application import build_api
 from service.api.gateway import Gateway
 from service.api.http_protocol import GuardedHttpProtocol
+from service.generations.admission import Admission
 from service.generations.cancel import CancelGeneration
+from service.generations.draining import DrainRates
 from service.generations.erase import EraseGeneration
 from service.generations.housekeeping import Housekeeping
 from service.generations.ids import IdSource
@@ -26,6 +28,7 @@ from service.generations.models import ModelDirectory
 from service.generations.pictures import PictureLimits
 from service.generations.previews import SeePreview
 from service.generations.submit import SubmitGeneration, SubmitRules
+from service.generations.usage import TellUsage
 from service.generations.wait import WatchGeneration
 from service.jobs.async_store import AsyncJobStore
 from service.jobs.connection import connect_async
@@ -96,7 +99,7 @@ def _gateway(
         storage=storage,
         models=models,
         ids=ids,
-        admission=housekeeping,
+        admission=Admission(memory=housekeeping, drains=DrainRates(store)),
         rules=_rules(settings.admission),
         threads=threads,
     )
@@ -110,6 +113,7 @@ def _gateway(
         erase=EraseGeneration(store=store, ids=ids),
         listing=ListGenerations(store),
         models=models,
+        usage=TellUsage(store),
         store=store,
         storage=storage,
         threads=threads,

@@ -9,6 +9,7 @@ from service.contract.job import Status
 from service.generations.idempotency import KEY_MAX_CHARS
 from service.generations.ids import ID_PATTERN
 from service.generations.listing import LIMIT_DEFAULT, LIMIT_MAX
+from service.generations.usage import DAYS_DEFAULT, DAYS_MAX
 
 Parameter = dict[str, Any]
 Responses = dict[int | str, dict[str, Any]]
@@ -61,6 +62,18 @@ STATUS: Parameter = {
     "in": "query",
     "description": "Only generations in this status.",
     "schema": {"type": "string", "enum": list(Status)},
+}
+USAGE_FROM: Parameter = {
+    "name": "from",
+    "in": "query",
+    "description": f"First day, UTC, of the last {DAYS_MAX}; where it is not given, {DAYS_DEFAULT} days to `to`.",
+    "schema": {"type": "string", "format": "date"},
+}
+USAGE_TO: Parameter = {
+    "name": "to",
+    "in": "query",
+    "description": "Last day, UTC, itself included; where it is not given, today.",
+    "schema": {"type": "string", "format": "date"},
 }
 PREFER: Parameter = {
     "name": "Prefer",

@@ -14,6 +14,7 @@ from service.generations.listing import ListGenerations
 from service.generations.models import ModelDirectory
 from service.generations.previews import SeePreview
 from service.generations.submit import SubmitGeneration
+from service.generations.usage import TellUsage
 from service.generations.wait import WatchGeneration
 from service.jobs.async_store import AsyncJobStore
 from service.storage.s3 import ObjectStorage
@@ -33,6 +34,7 @@ class Gateway:
     erase: EraseGeneration
     listing: ListGenerations
     models: ModelDirectory
+    usage: TellUsage
     store: AsyncJobStore
     storage: ObjectStorage
     #: Threads for calls of the storage, which block.

@@ -167,9 +167,10 @@ class LimitReached(DarkroomError):
 
     code = "limit_reached"
 
-    def __init__(self, message: str | None = None, *, retry_after_s: int = 5) -> None:
+    def __init__(self, message: str | None = None, *, retry_after_s: int | None = None) -> None:
+        """`retry_after_s`: None where nobody knows when it would pass."""
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = 5 if retry_after_s is None else retry_after_s
 
 
 class RateLimited(LimitReached):
@@ -189,9 +190,10 @@ class Overloaded(DarkroomError):
 
     code = "overloaded"
 
-    def __init__(self, message: str | None = None, *, retry_after_s: int = 10) -> None:
+    def __init__(self, message: str | None = None, *, retry_after_s: int | None = None) -> None:
+        """`retry_after_s`: None where nobody knows when it would pass."""
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = 10 if retry_after_s is None else retry_after_s
 
 
 class Unavailable(DarkroomError):

@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 
 
 class Housekeeping:
-    """A background task. `check` is what submits ask: whether Redis has room."""
+    """A background task. `is_full` is what submits ask: whether Redis has room."""
 
     _rounds: asyncio.Task[None] | None = None
 
@@ -29,10 +29,9 @@ class Housekeeping:
         #: Told once, and again when they change.
         self._concerns: tuple[Finding, ...] = ()
 
-    def check(self) -> None:
-        """Return, or raise `Overloaded` where memory is left for claims and commits only."""
-        if self._memory_ratio is not None and self._memory_ratio >= self._refuse_ratio:
-            raise Overloaded("The queue's memory is almost full; nothing new is taken until it has drained.")
+    def is_full(self) -> bool:
+        """Tell whether Redis has memory left for claims and commits only."""
+        return self._memory_ratio is not None and self._memory_ratio >= self._refuse_ratio
 
     def start(self) -> None:
         """Begin to do one round after the other. An outage of Redis only skips rounds."""

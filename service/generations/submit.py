@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
@@ -17,7 +17,6 @@ from service.contract.errors import (
     Gone,
     IdempotencyMismatch,
     InvalidRequest,
-    LimitReached,
     Overloaded,
     RateLimited,
     Unavailable,
@@ -25,6 +24,7 @@ from service.contract.errors import (
 from service.contract.generation import StoredInput
 from service.contract.job import Job
 from service.contract.rate import RequestRate
+from service.generations.admission import Admission
 from service.generations.idempotency import IdempotentCall
 from service.generations.ids import GenerationIds, IdSource
 from service.generations.models import ModelDirectory
@@ -64,14 +64,6 @@ class Submitted:
     rate: RequestRate | None = None
 
 
-class Admission(Protocol):
-    """Whether the system as a whole has room."""
-
-    def check(self) -> None:
-        """Return, or raise `Overloaded`."""
-        ...
-
-
 class SubmitGeneration:
     """The use case. One round trip to Redis where there are no input pictures."""
 
@@ -108,7 +100,7 @@ class SubmitGeneration:
             cards = await self._models.cards()
             drafted = draft(body, cards, draw_seed=secrets.randbelow, retain_max_s=self._rules.retain_max_s)
             pictures = await self._pictures(drafted)
-            self._admission.check()
+            await self._admission.check(drafted.card.pool)
             job = self._job(await self._ids.ids(), caller, drafted, request_id)
             if pictures:
                 await self._stage(job)
@@ -208,9 +200,9 @@ class SubmitGeneration:
         )
         if submission.outcome == "created":
             return Submitted(_by_the_clock_of_redis(job, submission), replayed=False, rate=submission.rate)
-        return Submitted(await self._earlier(job.tenant, submission), replayed=True, rate=submission.rate)
+        return Submitted(await self._earlier(job, submission), replayed=True, rate=submission.rate)
 
-    async def _earlier(self, tenant: str, submission: Submission) -> Job:
+    async def _earlier(self, sent: Job, submission: Submission) -> Job:
         """Return the job of a replayed call, or raise what any other outcome means."""
         match submission.outcome:
             case "mismatch":
@@ -218,11 +210,11 @@ class SubmitGeneration:
             case "rate_limited" if submission.rate:
                 raise RateLimited(submission.rate)
             case "tenant_full":
-                raise LimitReached("As many generations as this tenant may have are waiting.")
+                raise await self._admission.tenant_full(sent.tenant)
             case "pool_full":
-                raise Overloaded
+                raise await self._admission.pool_full(sent.pool)
             case _:
-                job = await self._store.get(tenant, submission.job_id)
+                job = await self._store.get(sent.tenant, submission.job_id)
                 if job is None:
                     raise Gone("The generation of this Idempotency-Key was erased.")
                 return job

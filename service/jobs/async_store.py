@@ -119,6 +119,24 @@ class AsyncJobStore:
             return None
         return documents.decode(fields)
 
+    async def ended_lately(self, kind: commands.Queued, name: str) -> commands.Ended:
+        """Return how many jobs ended in the last minutes, of a pool or of a tenant."""
+        now_ms, *by_slot = cast("list[int]", await self._run("drained", [kind, name]))
+        return commands.Ended(now_ms, tuple(by_slot))
+
+    async def today(self) -> int:
+        """Return the day by the clock of Redis, which usage is counted by: days since 1970, UTC."""
+        if self._clock is not None:
+            return self._clock() // 86_400_000
+        with _as_unavailable():
+            seconds, _ = await self._redis.time()
+        return seconds // 86_400
+
+    async def usage(self, tenant: str, first_day: int, days: int) -> list[commands.DayUsage]:
+        """Return what a tenant used on each of `days` days from `first_day` on; nothing stored is nothing used."""
+        counts = cast("list[int]", await self._run("usage", [tenant, first_day, days]))
+        return [commands.DayUsage(*counts[at : at + 3]) for at in range(0, 3 * days, 3)]
+
     async def preview(self, job_id: str) -> bytes | None:
         """Return what is kept as a job's preview, whatever it is, cut off behind the limit; None where nothing is."""
         with _as_unavailable():

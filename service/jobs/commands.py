@@ -27,6 +27,8 @@ SubmitOutcome = Literal["created", "replayed", "mismatch", "gone", "rate_limited
 CommitOutcome = Literal["committed", "already_committed", "fenced"]
 ReleaseReason = Literal["drained", "engine_lost"]
 RenewAnswer = Literal["ok", "cancel", "fenced"]
+#: Whose jobs wait in line: both have a limit of their own.
+Queued = Literal["pool", "tenant"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,27 @@ class Outcome:
     timings: Timings | None = None
     receipt: Receipt | None = None
     error: JobError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How many jobs ended lately."""
+
+    #: By the clock of Redis.
+    now_ms: int
+    #: The present slot of time first; each is `LIMITS["ended_slot_ms"]` long.
+    by_slot: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DayUsage:
+    """What a tenant used on one day."""
+
+    #: Generations that were accepted.
+    requests: int
+    #: Pictures of generations that were drawn to their end, and the device's time for these generations.
+    images: int
+    gpu_ms: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ KEYS: MappingProxyType[str, str] = MappingProxyType(
         "tenant_held": "dr:tenant:%s:held",
         # hash {requests, images, gpu_ms}, by tenant and day (days since 1970, UTC)
         "usage": "dr:usage:%s:%s",
+        # string, a number: jobs that ended, by `pool` or `tenant`, its name, and slot of time
+        "ended": "dr:ended:%s:%s:%s",
         # set of pool names
         "pools": "dr:pools",
         # hash {sequence, queued, running, passed_*, vtime_*}

@@ -27,6 +27,8 @@ ScriptName = Literal[
     "due_erasures",
     "forget",
     "unhold",
+    "drained",
+    "usage",
 ]
 SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = (
     "stage",
@@ -42,6 +44,8 @@ SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = (
     "due_erasures",
     "forget",
     "unhold",
+    "drained",
+    "usage",
 )
 
 LIMITS: Final[dict[str, int]] = {
@@ -59,6 +63,9 @@ LIMITS: Final[dict[str, int]] = {
     "rate_window_ms": 1000 * RATE_WINDOW_S,
     "rate_parts": RATE_PARTS,
     "max_rate": MAX_RATE,
+    # ms; ends of jobs are counted in slots of so long, and so many of them are looked at: ten minutes.
+    "ended_slot_ms": 30_000,
+    "ended_slots": 20,
 }
 
 

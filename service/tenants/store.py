@@ -12,6 +12,7 @@ from redis.client import Pipeline
 
 from service.contract.job import Status
 from service.jobs.keys import key as jobs_key
+from service.jobs.scripts import LIMITS
 from service.jobs.store import JobStore
 from service.tenants.key_text import hash_secret, new_key
 from service.tenants.records import (
@@ -70,6 +71,8 @@ class TenantStore:
             pipeline.multi()
             pipeline.hset(tenant_key(tenant_id), mapping=tenant.to_hash())
             pipeline.sadd(TENANTS_KEY, tenant_id)
+            # What an earlier tenant of this id used is not the new one's to see.
+            pipeline.unlink(*_usage_keys(tenant_id))
 
         self._redis.transaction(make, tenant_key(tenant_id))
         return tenant
@@ -191,6 +194,13 @@ class KeyStore:
 
 def _unknown(tenant_id: str) -> TenantError:
     return TenantError(f"there is no tenant {tenant_id[:32]}; `darkroom tenants list` shows them")
+
+
+def _usage_keys(tenant_id: str) -> list[str]:
+    """Return where usage of a tenant may be kept; a day more at both ends, as this clock is not that of Redis."""
+    today = _now_ms() // 86_400_000
+    kept = LIMITS["usage_ttl_s"] // 86_400
+    return [jobs_key("usage", tenant_id, str(day)) for day in range(today - kept - 1, today + 2)]
 
 
 def _now_ms() -> int:

@@ -377,7 +377,7 @@ class Queue(RuleBasedStateMachine):
         kept = {key("pools"), *(key("pool", pool) for pool in POOLS), *(key("tenant", t) for t in RUNNING_CAP)}
         kept |= {key("tenant_counts", tenant) for tenant in TENANTS}
         idle = {key("idle", pool, priority) for pool in POOLS for priority in PRIORITIES}
-        remembered = {name for name in left if name.startswith(("dr:idem:", "dr:usage:"))}
+        remembered = {name for name in left if name.startswith(("dr:idem:", "dr:usage:", "dr:ended:"))}
         assert left - kept - idle - remembered == set()
         assert all(self.redis.ttl(name) > 0 for name in remembered)
 

@@ -27,6 +27,11 @@ local function number(text)
   return value
 end
 
+-- A count: 0 to 2^53, whatever is stored.
+local function count(text)
+  return math.max(0, math.min(number(text), 9007199254740992))
+end
+
 -- Every change of status passes here: the one place that knows which exist.
 local function change(id, job, status, fields)
   if not TRANSITIONS[job.status][status] then
@@ -160,6 +165,17 @@ local function tell(id, job, kind, now)
   redis.call('ZADD', k('outbox'), now, event)
 end
 
+-- Counts a job that ended, in its pool and for its tenant: how fast places become free is what `Retry-After` says. No
+-- damaged counter keeps a job from ending.
+local function count_end(job, now)
+  local slot = math.floor(now / LIMITS.ended_slot_ms)
+  for _, of in ipairs({ { 'pool', job.pool }, { 'tenant', job.tenant } }) do
+    local ended = k('ended', of[1], of[2], slot)
+    if type(redis.pcall('INCR', ended)) == 'table' then redis.pcall('SET', ended, 1) end
+    redis.call('PEXPIRE', ended, (LIMITS.ended_slots + 1) * LIMITS.ended_slot_ms)
+  end
+end
+
 -- Any terminal state. `fields` come from the commit; an erased job keeps none of them.
 local function finish(id, job, status, now, fields)
   local was = job.status
@@ -175,12 +191,16 @@ local function finish(id, job, status, now, fields)
   redis.call('ZREM', k('deadlines'), id)
   if (job.object_prefix or '') ~= '' then redis.call('ZADD', k('erasures'), due, job.object_prefix) end
   tell(id, job, status, now)
+  count_end(job, now)
   if was == 'running' then unhold(job.tenant) end
 end
 
 local function meter(tenant, now, counts)
   local usage = k('usage', tenant, math.floor(now / 86400000))
-  for name, by in pairs(counts) do redis.call('HINCRBY', usage, name, by) end
+  for name, by in pairs(counts) do
+    -- A damaged count begins anew: by now the job is accepted, or has ended, and an error would say otherwise.
+    if type(redis.pcall('HINCRBY', usage, name, by)) == 'table' then redis.pcall('HSET', usage, name, by) end
+  end
   redis.call('EXPIRE', usage, LIMITS.usage_ttl_s)
 end
 
