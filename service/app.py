@@ -21,6 +21,7 @@ from service.generations.admission import Admission
 from service.generations.cancel import CancelGeneration
 from service.generations.draining import DrainRates
 from service.generations.erase import EraseGeneration
+from service.generations.following import FollowGeneration, StreamRules
 from service.generations.housekeeping import Housekeeping
 from service.generations.ids import IdSource
 from service.generations.listing import ListGenerations
@@ -108,6 +109,7 @@ def _gateway(
         authenticator=authenticator,
         submit=submit,
         watch=watch,
+        follow=FollowGeneration(watch=watch, waiters=waiters, rules=_stream_rules(settings.http)),
         preview=SeePreview(store=store, watch=watch),
         cancel=CancelGeneration(store=store, ids=ids),
         erase=EraseGeneration(store=store, ids=ids),
@@ -134,8 +136,12 @@ def _rules(admission: AdmissionSettings) -> SubmitRules:
     )
 
 
+def _stream_rules(http: HttpSettings) -> StreamRules:
+    return StreamRules(limit=http.stream_limit, heartbeat_s=http.stream_heartbeat_s, cap_s=http.stream_cap_s)
+
+
 class _Server(uvicorn.Server):
-    """uvicorn that says where it listens, and answers waits before it waits for them."""
+    """uvicorn that says where it listens, and ends waits and streams before it waits for them."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)

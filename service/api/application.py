@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from service.api import generations, health, models, usage
+from service.api import events, generations, health, models, usage
 from service.api.body_limit import BodyLimit
 from service.api.edge import Edge, request_id_of
 from service.api.loopback import LoopbackOnly
@@ -38,7 +38,7 @@ def build_api(http: HttpSettings, *, local_only: bool, lifespan: Lifespan | None
         redirect_slashes=False,
     )
     # Routes are added as they are: `include_router` would match each request twice.
-    for router in (generations.router, models.router, usage.router, health.router):
+    for router in (generations.router, events.router, models.router, usage.router, health.router):
         api.router.routes.extend(router.routes)
     api.add_exception_handler(HTTPException, _unmatched)
     # The last one added is the outermost.

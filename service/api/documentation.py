@@ -91,6 +91,13 @@ IF_NONE_MATCH: Parameter = {
     "description": "ETags of what is known already; 304 where the answer would be one of them.",
     "schema": {"type": "string"},
 }
+LAST_EVENT_ID: Parameter = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "description": "The id of the last event that came: this revision is not told again. Browsers send it themselves.",
+    "schema": {"type": "string", "pattern": "^[0-9]{1,15}$"},
+    "example": "9",
+}
 IDEMPOTENCY_KEY: Parameter = {
     "name": "Idempotency-Key",
     "in": "header",

@@ -10,6 +10,7 @@ from fastapi import Request
 from service.contract.errors import Unauthenticated
 from service.generations.cancel import CancelGeneration
 from service.generations.erase import EraseGeneration
+from service.generations.following import FollowGeneration
 from service.generations.listing import ListGenerations
 from service.generations.models import ModelDirectory
 from service.generations.previews import SeePreview
@@ -29,6 +30,7 @@ class Gateway:
     authenticator: Authenticator
     submit: SubmitGeneration
     watch: WatchGeneration
+    follow: FollowGeneration
     preview: SeePreview
     cancel: CancelGeneration
     erase: EraseGeneration

@@ -108,6 +108,7 @@ class UrlsResource(_Resource):
     """Where to go from here."""
 
     self: str
+    events: Annotated[str, Field(description="Server-Sent Events: what happens to it, as it happens.")]
     cancel: str
 
 
@@ -179,7 +180,7 @@ def generation_resource(job: Job) -> GenerationResource:
         request=_request(job),
         receipt=job.receipt,
         labels=job.labels,
-        urls=UrlsResource(self=path, cancel=f"{path}/cancel"),
+        urls=UrlsResource(self=path, events=f"{path}/events", cancel=f"{path}/cancel"),
     )
 
 

@@ -39,5 +39,5 @@ class WatchGeneration:
         return job
 
     def release(self) -> None:
-        """Answer every wait now: the process is about to end."""
+        """Answer every wait and end every stream now: the process is about to end."""
         self._waiters.release()

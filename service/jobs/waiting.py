@@ -1,9 +1,11 @@
-"""Waiting for jobs to end: one pub/sub connection per gateway, however many callers wait."""
+"""Waiting for jobs to change or to end: one pub/sub connection per gateway, however many callers wait."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import structlog
@@ -18,15 +20,37 @@ from service.jobs.keys import key
 log = structlog.get_logger(__name__)
 
 #: s; a message that was lost costs this much at most.
-_REREAD_S = 5.0
+REREAD_S = 5.0
 #: s; pause before a broken subscription is made anew.
 _RECONNECT_S = 0.5
 #: A channel that always stays subscribed: without one, redis-py has nothing to read.
 _KEEP = key("changes", "-")
 
 
+class JobWatch:
+    """What wakes one caller. It says nothing of the job: whoever is woken reads the document."""
+
+    def __init__(self, *, every_change: bool) -> None:
+        #: False = only the end wakes.
+        self.every_change = every_change
+        self._event = asyncio.Event()
+
+    def wake(self) -> None:
+        """Have the wait return, the present one or the next."""
+        self._event.set()
+
+    def clear(self) -> None:
+        """Forget what woke; call it before the document is read, so that no later change is missed."""
+        self._event.clear()
+
+    async def woken(self, timeout_s: float) -> None:
+        """Return when woken since `clear`, or after `timeout_s`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._event.wait(), timeout_s)
+
+
 class Waiters:
-    """Wakes callers when their job ends.
+    """Wakes callers when their job changes or ends.
 
     Messages only wake; the truth is read from the document, before the first wait and after each waking.
     """
@@ -34,7 +58,7 @@ class Waiters:
     def __init__(self, redis: Redis, store: AsyncJobStore) -> None:
         self._redis = redis
         self._store = store
-        self._events: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._watches: defaultdict[str, set[JobWatch]] = defaultdict(set)
         self._pubsub: PubSub | None = None
         self._reader: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
@@ -54,35 +78,45 @@ class Waiters:
     def release(self) -> None:
         """Let every waiter go with the job as it is: the process is about to end."""
         self._closing.set()
-        for events in self._events.values():
-            for event in events:
-                event.set()
+        self._wake_all()
+
+    @property
+    def closing(self) -> bool:
+        """Whether the process is about to end: nobody should wait any more."""
+        return self._closing.is_set()
+
+    @contextlib.asynccontextmanager
+    async def watching(self, job_id: str, *, every_change: bool) -> AsyncIterator[JobWatch]:
+        """Yield what is woken by changes of a job, or by its end alone, until the block ends.
+
+        Messages may be lost: read the document again after `REREAD_S` without one.
+        """
+        watch = JobWatch(every_change=every_change)
+        channel = key("changes", job_id)
+        watches = self._watches[channel]
+        watches.add(watch)
+        try:
+            if len(watches) == 1:
+                await self._subscribe(channel)
+            yield watch
+        finally:
+            watches.discard(watch)
+            if not watches:
+                del self._watches[channel]
+                await self._unsubscribe(channel)
 
     async def ended(self, tenant: str, job_id: str, timeout_s: float) -> Job | None:
         """Return the job when it has ended, or as it is after `timeout_s`; None where this tenant has none such."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        event = asyncio.Event()
-        channel = key("changes", job_id)
-        self._events[channel].add(event)
-        try:
-            if len(self._events[channel]) == 1:
-                await self._subscribe(channel)
+        async with self.watching(job_id, every_change=False) as watch:
             while True:
-                event.clear()
+                watch.clear()
                 job = await self._store.get(tenant, job_id)
                 left = deadline - loop.time()
-                if job is None or job.ended or left <= 0 or self._closing.is_set():
+                if job is None or job.ended or left <= 0 or self.closing:
                     return job
-                try:
-                    await asyncio.wait_for(event.wait(), min(left, _REREAD_S))
-                except TimeoutError:
-                    continue
-        finally:
-            self._events[channel].discard(event)
-            if not self._events[channel]:
-                del self._events[channel]
-                await self._unsubscribe(channel)
+                await watch.woken(min(left, REREAD_S))
 
     async def _subscribe(self, channel: str) -> None:
         # Without a live subscription the re-read alone finds the end; the listener subscribes anew.
@@ -103,8 +137,12 @@ class Waiters:
         while True:
             pubsub = self._redis.pubsub()
             try:
-                await pubsub.subscribe(_KEEP, *self._events)
+                asked = set(self._watches)
+                await pubsub.subscribe(_KEEP, *asked)
                 self._pubsub = pubsub
+                # Who came and went meanwhile found nothing to subscribe on.
+                for channel in asked.symmetric_difference(self._watches):
+                    await (self._subscribe if channel in self._watches else self._unsubscribe)(channel)
                 self._wake_all()
                 while True:
                     message = cast(
@@ -122,11 +160,12 @@ class Waiters:
 
     def _wake(self, channel: str, message: str) -> None:
         status = message.rpartition(" ")[2]
-        if status in TERMINAL or status == "erased":
-            for event in self._events.get(channel, ()):
-                event.set()
+        over = status in TERMINAL or status == "erased"
+        for watch in self._watches.get(channel, ()):
+            if over or watch.every_change:
+                watch.wake()
 
     def _wake_all(self) -> None:
-        for events in self._events.values():
-            for event in events:
-                event.set()
+        for watches in self._watches.values():
+            for watch in watches:
+                watch.wake()

@@ -33,9 +33,15 @@ class HttpSettings(BaseSettings):
     body_timeout_s: float = Field(default=30.0, gt=0, le=600)
     #: s, the longest that `Prefer: wait` is honoured. 60, below the idle limit of usual load balancers.
     wait_cap_s: int = Field(default=60, ge=1, le=600)
+    #: Streams of events open at once in this process; beyond, 503. Each looks at its job every 5 s: 200 reads a second.
+    stream_limit: int = Field(default=1000, ge=1, le=100_000)
+    #: s without an event until a stream sends a comment. 15, below the idle limit of any usual proxy.
+    stream_heartbeat_s: float = Field(default=15.0, gt=0, le=600)
+    #: s, the longest life of a stream; its caller comes again by itself, perhaps to another gateway.
+    stream_cap_s: float = Field(default=3600.0, gt=0, le=86_400)
     #: s an idle connection is kept. Above the 60 s of usual load balancers, so that they close first.
     keep_alive_s: int = Field(default=75, ge=1, le=3600)
-    #: s for open requests to finish after SIGTERM; waits are answered at once.
+    #: s for open requests to finish after SIGTERM; waits are answered, and streams ended, at once.
     shutdown_grace_s: int = Field(default=10, ge=1, le=600)
     #: Addresses of proxies whose `X-Forwarded-For` is believed, separated by commas; empty = nobody's.
     trusted_proxies: str = ""

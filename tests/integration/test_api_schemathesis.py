@@ -46,7 +46,9 @@ def target(valkey_url: str, storage_settings: StorageSettings) -> Iterator[tuple
     show_models(client, SHAPES, EMOJI)
     key = make_key(client)
     settings = RedisSettings(url=SecretStr(url))
-    with gateway_process(settings, storage_settings, DARKROOM_WAIT_CAP_S="1", DARKROOM_QUEUE_LIMIT="100000") as gateway:
+    # Nothing is drawn here: whoever waits or follows is let go soon.
+    limits = {"DARKROOM_WAIT_CAP_S": "1", "DARKROOM_STREAM_CAP_S": "0.1", "DARKROOM_QUEUE_LIMIT": "100000"}
+    with gateway_process(settings, storage_settings, **limits) as gateway:
         yield gateway.url, key
     client.flushdb()
     client.close()

@@ -11,12 +11,14 @@ redis.call('HSET', k('job', id), 'erase_requested', '1', 'spec', '', 'labels', '
 job.erase_requested = '1'
 if job.status == 'queued' then
   finish(id, job, 'canceled', now, {})
-elseif job.status == 'running' then
-  redis.call('HSET', k('job', id), 'cancel_requested', '1')
-  hide_preview(id)
-  redis.call('PUBLISH', k('orders', job.agent_id), 'cancel ' .. job.execution_id)
 else
-  redis.call('ZADD', k('erasures'), now, job.object_prefix)
+  if job.status == 'running' then
+    redis.call('HSET', k('job', id), 'cancel_requested', '1')
+    hide_preview(id)
+    redis.call('PUBLISH', k('orders', job.agent_id), 'cancel ' .. job.execution_id)
+  else
+    redis.call('ZADD', k('erasures'), now, job.object_prefix)
+  end
   redis.call('PUBLISH', k('changes', id), redis.call('HINCRBY', k('job', id), 'revision', 1) .. ' erased')
 end
 return 1
