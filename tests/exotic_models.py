@@ -17,7 +17,6 @@ from diffusers import (
     StableDiffusionPAGPipeline,
 )
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from tests import models
 
@@ -38,11 +37,7 @@ def exotic_model(name: str) -> Path:
 
 def _pixart() -> PixArtAlphaPipeline:
     """PixArt-α: a transformer that T5 speaks to; a callback of the old kind."""
-    letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
-    tokenizer = T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters], extra_ids=0)
-    encoder = T5EncoderModel(
-        T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
-    )
+    tokenizer, encoder = models.t5_tokenizer(), models.t5_encoder()
     transformer = PixArtTransformer2DModel(
         sample_size=32,
         num_layers=2,

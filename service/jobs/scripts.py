@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from service.contract.job import PRIORITIES, TERMINAL, TRANSITIONS
 from service.contract.rate import MAX_RATE, RATE_PARTS, RATE_WINDOW_S
@@ -30,23 +30,7 @@ ScriptName = Literal[
     "drained",
     "usage",
 ]
-SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = (
-    "stage",
-    "submit",
-    "claim",
-    "renew",
-    "preview",
-    "commit",
-    "release",
-    "reap",
-    "cancel",
-    "erase",
-    "due_erasures",
-    "forget",
-    "unhold",
-    "drained",
-    "usage",
-)
+SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = get_args(ScriptName)
 
 LIMITS: Final[dict[str, int]] = {
     # A waiting class or a suspect is passed over this often, then it is its turn.

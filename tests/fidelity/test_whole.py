@@ -231,7 +231,7 @@ def test_memory_that_runs_out_is_tried_for_once_more(part: str) -> None:
         (PIXART, {"scheduler": "euler"}, "scheduler dpmpp_2m"),
         (PIXART, {"width": 264}, "multiples of 16 px"),
         (PIXART, {"task": "image-to-image", "strength": 0.5}, "takes 1 pictures"),
-        (PIXART, {"prompt": "a" * 118}, "119 tokens; the model pixart reads at most 118"),
+        (PIXART, {"prompt": "a" * 119}, "119 tokens; the model pixart reads at most 118"),
         (LDM, {"prompt": " ".join(["a"] * 76)}, "76 tokens; the model ldm reads at most 75"),
     ],
 )

@@ -11,12 +11,18 @@ import redis
 from service.settings.gateway import GatewaySettings
 from service.settings.groups import RedisSettings, StorageSettings
 from service.storage.s3 import ObjectStorage
+from tests.clock import QueueClock
 from tests.gateway import EMOJI, SHAPES, Hand, gateway_settings, make_key, serving, show_models
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture
+def clock() -> QueueClock:
+    return QueueClock()
 
 
 @pytest.fixture

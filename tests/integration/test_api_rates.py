@@ -17,6 +17,7 @@ from service.app import create_app
 from service.settings.gateway import GatewaySettings
 from service.tenants.records import TenantLimits
 from service.tenants.store import TenantStore
+from tests.clock import QueueClock
 from tests.gateway import BASE_URL, SHAPES, Hand, make_key, picture, running, show_models
 
 pytestmark = pytest.mark.anyio
@@ -25,23 +26,8 @@ PATH = "/v1/generations"
 BODY = {"prompt": "x"}
 
 
-class Clock:
-    """The queue's milliseconds; they pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now_ms = 1_800_000_000_000
-
-    def __call__(self) -> int:
-        return self.now_ms
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 @asynccontextmanager
-async def gateway(settings: GatewaySettings, clock: Clock, key: str) -> AsyncIterator[httpx.AsyncClient]:
+async def gateway(settings: GatewaySettings, clock: QueueClock, key: str) -> AsyncIterator[httpx.AsyncClient]:
     """A caller of a gateway whose queue goes by this clock."""
     app = create_app(settings)
     async with running(app):
@@ -61,7 +47,7 @@ def key(redis_client: redis.Redis) -> str:
 
 
 @pytest.fixture
-async def api(settings: GatewaySettings, clock: Clock, key: str) -> AsyncIterator[httpx.AsyncClient]:
+async def api(settings: GatewaySettings, clock: QueueClock, key: str) -> AsyncIterator[httpx.AsyncClient]:
     async with gateway(settings, clock, key) as client:
         yield client
 
@@ -88,7 +74,7 @@ async def use_up(api: httpx.AsyncClient) -> None:
     assert (await api.post(PATH, json=BODY)).status_code == 429
 
 
-async def test_two_gateways_count_together(settings: GatewaySettings, clock: Clock, key: str) -> None:
+async def test_two_gateways_count_together(settings: GatewaySettings, clock: QueueClock, key: str) -> None:
     async with gateway(settings, clock, key) as one, gateway(settings, clock, key) as two:
         replies = await asyncio.gather(*((one, two)[n % 2].post(PATH, json=BODY) for n in range(16)))
         listed = (await two.get(PATH)).json()["data"]
@@ -148,7 +134,7 @@ async def test_a_picture_itself_has_the_headers_too(api: httpx.AsyncClient, hand
 
 
 async def test_no_input_picture_is_stored_for_a_refused_call(
-    api: httpx.AsyncClient, redis_client: redis.Redis, settings: GatewaySettings, clock: Clock
+    api: httpx.AsyncClient, redis_client: redis.Redis, settings: GatewaySettings, clock: QueueClock
 ) -> None:
     body = {**BODY, "task": "image-to-image", "image": {"base64": base64.b64encode(picture()).decode()}}
     mine = {"Idempotency-Key": "order-12"}
@@ -165,7 +151,7 @@ async def test_no_input_picture_is_stored_for_a_refused_call(
 
 
 async def test_no_limit_no_headers_and_a_changed_limit_counts_at_once(
-    api: httpx.AsyncClient, settings: GatewaySettings, redis_client: redis.Redis, clock: Clock
+    api: httpx.AsyncClient, settings: GatewaySettings, redis_client: redis.Redis, clock: QueueClock
 ) -> None:
     await use_up(api)
     async with gateway(settings, clock, make_key(redis_client, "other")) as other:

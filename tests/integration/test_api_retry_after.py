@@ -21,6 +21,7 @@ from service.jobs.store import JobStore
 from service.settings.gateway import GatewaySettings
 from service.settings.groups import RedisSettings
 from service.tenants.records import TenantLimits
+from tests.clock import QueueClock
 from tests.gateway import SHAPES, gateway_settings, make_key, serving, show_models
 from tests.jobs import claim_all, submit
 
@@ -29,32 +30,13 @@ pytestmark = pytest.mark.anyio
 PATH = "/v1/generations"
 
 
-class Clock:
-    """Milliseconds for the store, seconds for the cache; both pass when the test says so."""
-
-    def __init__(self) -> None:
-        # A slot of 30 s begins.
-        self.now_ms = 1_800_000_000_000
-
-    def __call__(self) -> int:
-        return self.now_ms
-
-    def seconds(self) -> float:
-        return self.now_ms / 1000
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def jobs(redis_client: redis.Redis, clock: Clock) -> JobStore:
+def jobs(redis_client: redis.Redis, clock: QueueClock) -> JobStore:
     return JobStore(redis_client, clock=clock)
 
 
 @pytest.fixture
-async def drains(redis_settings: RedisSettings, clock: Clock) -> AsyncIterator[DrainRates]:
+async def drains(redis_settings: RedisSettings, clock: QueueClock) -> AsyncIterator[DrainRates]:
     async with connect_async(redis_settings) as client:
         yield DrainRates(AsyncJobStore(client, clock=clock), clock=clock.seconds)
 
@@ -64,7 +46,7 @@ def end_one(jobs: JobStore, number: int, *, tenant: str = "ada") -> None:
     assert len(claim_all(jobs, 1)) == 1
 
 
-async def test_pools_and_tenants_have_a_pace_each(jobs: JobStore, clock: Clock, drains: DrainRates) -> None:
+async def test_pools_and_tenants_have_a_pace_each(jobs: JobStore, clock: QueueClock, drains: DrainRates) -> None:
     assert await drains.retry_after_s("pool", "default") is None
     for number in range(30):
         end_one(jobs, number, tenant="ada" if number % 3 else "bob")
@@ -77,7 +59,7 @@ async def test_pools_and_tenants_have_a_pace_each(jobs: JobStore, clock: Clock, 
 
 
 async def test_every_end_counts_once(
-    redis_client: redis.Redis, jobs: JobStore, clock: Clock, drains: DrainRates
+    redis_client: redis.Redis, jobs: JobStore, clock: QueueClock, drains: DrainRates
 ) -> None:
     for number in range(4):
         submit(jobs, f"gen_{number}")
@@ -95,7 +77,7 @@ async def test_every_end_counts_once(
     assert await drains.retry_after_s("pool", "default") == 10
 
 
-async def test_redis_is_asked_once_a_second(jobs: JobStore, clock: Clock, drains: DrainRates) -> None:
+async def test_redis_is_asked_once_a_second(jobs: JobStore, clock: QueueClock, drains: DrainRates) -> None:
     for number in range(3):
         end_one(jobs, number)
     assert await drains.retry_after_s("pool", "default") == 10
@@ -108,7 +90,7 @@ async def test_redis_is_asked_once_a_second(jobs: JobStore, clock: Clock, drains
 
 
 async def test_damaged_counters_keep_no_job_from_ending(
-    redis_client: redis.Redis, jobs: JobStore, clock: Clock, drains: DrainRates
+    redis_client: redis.Redis, jobs: JobStore, clock: QueueClock, drains: DrainRates
 ) -> None:
     slot = clock.now_ms // 30_000
     redis_client.hset(key("ended", "pool", "default", str(slot)), "a", "hash")

@@ -15,19 +15,10 @@ from service.settings.groups import RedisSettings
 from service.tenants.authentication import KeyAuthenticator, LocalAuthenticator
 from service.tenants.records import TENANTS_KEY, TenantError, TenantLimits, api_key_key, tenant_key
 from service.tenants.store import KeyStore, Removal, TenantStore
+from tests.clock import Clock
 from tests.jobs import make_job
 
 pytestmark = pytest.mark.anyio
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def test_a_tenant_is_made_once(redis_client: redis.Redis) -> None:
@@ -106,7 +97,7 @@ async def test_a_revoked_key_stops_within_the_cache_time(
     TenantStore(redis_client).create("acme")
     keys = KeyStore(redis_client)
     created = keys.create("acme")
-    clock = Clock()
+    clock = Clock(100)
     async with connect_async(redis_settings) as client:
         authenticator = KeyAuthenticator(client, cache_s=2, clock=clock)
         await authenticator.caller(f"Bearer {created.text}")

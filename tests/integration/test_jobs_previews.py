@@ -19,6 +19,7 @@ from service.jobs.async_store import AsyncJobStore
 from service.jobs.commands import Outcome
 from service.jobs.keys import key
 from service.jobs.store import LEASE_MS, JobStore
+from tests.clock import QueueClock
 from tests.jobs import submit
 from worker.agent.previews import Previews
 
@@ -26,21 +27,8 @@ from worker.agent.previews import Previews
 PICTURE = bytes(range(256)) + b"\xff\xfe\x00\r\n"
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_ms = 1_800_000_000_000
-
-    def __call__(self) -> int:
-        return self.now_ms
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(redis_client: redis.Redis, clock: Clock) -> JobStore:
+def store(redis_client: redis.Redis, clock: QueueClock) -> JobStore:
     return JobStore(redis_client, clock=clock)
 
 
@@ -101,7 +89,7 @@ def test_the_first_preview_is_a_change_that_watchers_hear_of_and_later_ones_are_
 
 
 def test_only_the_execution_that_holds_a_job_shows_previews_of_it(
-    redis_client: redis.Redis, store: JobStore, clock: Clock
+    redis_client: redis.Redis, store: JobStore, clock: QueueClock
 ) -> None:
     submit(store, "gen_1")
     assert not store.show_preview("gen_1", "e0", PICTURE)
@@ -151,7 +139,7 @@ def test_a_preview_goes_with_its_execution_and_does_not_come_back(
 
 @pytest.mark.usefixtures("job")
 def test_a_preview_goes_with_a_lease_or_a_deadline_that_ran_out(
-    redis_client: redis.Redis, store: JobStore, clock: Clock
+    redis_client: redis.Redis, store: JobStore, clock: QueueClock
 ) -> None:
     clock.now_ms += LEASE_MS + 1
     store.reap(take_back=True)

@@ -17,26 +17,14 @@ from service.jobs.commands import Holding, Idempotency, Outcome, SubmitLimits
 from service.jobs.keys import key
 from service.jobs.queue import BELL_FUNCTION, queue_name
 from service.jobs.store import LEASE_MS, JobStore
+from tests.clock import QueueClock
 from tests.jobs import claim_all, make_job, submit
 
 ROOM = SubmitLimits(None, 10_000)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_ms = 1_800_000_000_000
-
-    def __call__(self) -> int:
-        return self.now_ms
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(redis_client: redis.Redis, clock: Clock) -> JobStore:
+def store(redis_client: redis.Redis, clock: QueueClock) -> JobStore:
     return JobStore(redis_client, clock=clock)
 
 
@@ -55,7 +43,7 @@ def test_a_hostile_document_is_refused_without_showing_what_it_holds(
     assert "SECRET" not in str(caught.value)
 
 
-def test_the_times_of_a_late_gateway_are_moved_to_the_clock_of_redis(store: JobStore, clock: Clock) -> None:
+def test_the_times_of_a_late_gateway_are_moved_to_the_clock_of_redis(store: JobStore, clock: QueueClock) -> None:
     submit(store, "gen_1", created_ms=clock.now_ms - 5_000, finish_by_ms=clock.now_ms + 5_000)
     job = store.get("ada", "gen_1")
     assert job is not None
@@ -109,7 +97,9 @@ def test_caps_refuse_and_leave_nothing(redis_client: redis.Redis, store: JobStor
     assert set(redis_client.scan_iter(key("job", "*"))) == {key("job", "gen_1"), key("job", "gen_3")}
 
 
-def test_a_lease_that_ran_out_goes_back_to_the_front_and_the_late_one_is_fenced(store: JobStore, clock: Clock) -> None:
+def test_a_lease_that_ran_out_goes_back_to_the_front_and_the_late_one_is_fenced(
+    store: JobStore, clock: QueueClock
+) -> None:
     submit(store, "gen_1")
     submit(store, "gen_2")
     assert store.claim("default", "dead", "agent1") is not None
@@ -125,7 +115,9 @@ def test_a_lease_that_ran_out_goes_back_to_the_front_and_the_late_one_is_fenced(
     assert store.commit("gen_1", "dead", Outcome(Status.SUCCEEDED)) == "fenced"
 
 
-def test_a_lease_that_ran_out_but_was_not_taken_back_still_renews_and_commits(store: JobStore, clock: Clock) -> None:
+def test_a_lease_that_ran_out_but_was_not_taken_back_still_renews_and_commits(
+    store: JobStore, clock: QueueClock
+) -> None:
     submit(store, "gen_1")
     store.claim("default", "slow", "agent")
     clock.now_ms += 10 * LEASE_MS
@@ -134,7 +126,7 @@ def test_a_lease_that_ran_out_but_was_not_taken_back_still_renews_and_commits(st
     assert store.commit("gen_1", "slow", Outcome(Status.SUCCEEDED)) == "committed"
 
 
-def test_worker_after_worker_lost_ends_the_job(store: JobStore, clock: Clock) -> None:
+def test_worker_after_worker_lost_ends_the_job(store: JobStore, clock: QueueClock) -> None:
     submit(store, "gen_1")
     for number in range(10):
         assert store.claim("default", f"e{number}", "agent") is not None
@@ -205,7 +197,7 @@ def test_a_cancel_before_the_claim_is_never_started_and_one_after_it_reaches_the
     assert ended.status is Status.CANCELED
 
 
-def test_deadlines_end_waiting_and_running_jobs(redis_client: redis.Redis, store: JobStore, clock: Clock) -> None:
+def test_deadlines_end_waiting_and_running_jobs(redis_client: redis.Redis, store: JobStore, clock: QueueClock) -> None:
     submit(store, "gen_wait", start_by_ms=clock.now_ms + 1000)
     submit(store, "gen_run", finish_by_ms=clock.now_ms + 5000, start_by_ms=clock.now_ms + 800, priority="high")
     store.claim("default", "e0", "agent")
@@ -243,7 +235,7 @@ def test_an_erased_job_keeps_nothing_even_when_its_result_comes_later(
     assert redis_client.exists(key("job", "gen_1")) == 0
 
 
-def test_a_record_is_due_when_its_retention_is_over(store: JobStore, clock: Clock) -> None:
+def test_a_record_is_due_when_its_retention_is_over(store: JobStore, clock: QueueClock) -> None:
     submit(store, "gen_1", retain_ms=60_000)
     claim_all(store, 1)
     clock.now_ms += 59_999
@@ -269,7 +261,9 @@ def test_the_outbox_names_started_once_and_the_end_replaces_it(redis_client: red
     assert event["revision"] == redis_client.hget(key("job", "gen_1"), "revision")
 
 
-def test_usage_counts_requests_images_and_device_time(redis_client: redis.Redis, store: JobStore, clock: Clock) -> None:
+def test_usage_counts_requests_images_and_device_time(
+    redis_client: redis.Redis, store: JobStore, clock: QueueClock
+) -> None:
     submit(store, "gen_1")
     store.claim("default", "e0", "agent")
     images = tuple(ResultImage(index=n, seed=n, width_px=64, height_px=64, key=f"k{n}") for n in range(3))

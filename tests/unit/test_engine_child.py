@@ -14,7 +14,6 @@ import torch
 from service.contract.catalog import CatalogEntry
 from service.contract.engine import (
     Finished,
-    Generate,
     ImageDrawn,
     LoadModel,
     ModelLoaded,
@@ -23,29 +22,14 @@ from service.contract.engine import (
     Shutdown,
     StepDone,
 )
-from service.contract.generation import GenerationSpec
 from tests.engine_child import EngineChild, Received
 from tests.exotic_models import exotic_model
 from tests.models import build, tiny_model
+from tests.tiny_requests import tiny_request
 from worker.engine.loop import suitable_capacity
 
 #: Long enough that a child which does not stop is seen, at some 3 ms a step.
 ENDLESS_STEPS = 900
-
-
-def ask(execution_id: str = "e", **changes: object) -> Generate:
-    spec: dict[str, object] = {
-        "task": "text-to-image",
-        "model": "tiny",
-        "prompt": "a red apple",
-        "width": 64,
-        "height": 64,
-        "steps": 4,
-        "guidance_scale": 5.0,
-        "scheduler": "ddim",
-        "seed": 1,
-    }
-    return Generate(execution_id=execution_id, spec=GenerationSpec.model_validate(spec | changes))
 
 
 def refusal_of(messages: list[Received]) -> Refused:
@@ -79,7 +63,7 @@ def own_child() -> Iterator[EngineChild]:
 
 
 def test_one_request_is_answered_by_phases_steps_a_picture_and_an_end(child: EngineChild) -> None:
-    messages = [message for message, _ in child.draw(ask())]
+    messages = [message for message, _ in child.draw(tiny_request())]
     phases = [m.phase for m in messages if isinstance(m, PhaseStarted)]
     assert phases == ["encode", "denoise", "decode"]
     assert [m.step for m in messages if isinstance(m, StepDone)] == [1, 2, 3, 4]
@@ -91,8 +75,8 @@ def test_one_request_is_answered_by_phases_steps_a_picture_and_an_end(child: Eng
 
 
 def test_a_cancel_ends_a_request_within_a_step_and_leaves_the_child_usable(child: EngineChild) -> None:
-    before = picture_of(child.draw(ask("before", scheduler="dpmpp_2m")))
-    child.send(ask("endless", steps=ENDLESS_STEPS))
+    before = picture_of(child.draw(tiny_request("before", scheduler="dpmpp_2m")))
+    child.send(tiny_request("endless", steps=ENDLESS_STEPS))
     steps = 0
     while steps < 3:
         message, _ = child.receive()
@@ -101,12 +85,12 @@ def test_a_cancel_ends_a_request_within_a_step_and_leaves_the_child_usable(child
     messages = child.rest("endless")
     assert refusal_of(messages).code == "canceled"
     assert len(messages) < ENDLESS_STEPS / 2
-    assert picture_of(child.draw(ask("after", scheduler="dpmpp_2m"))) == before
+    assert picture_of(child.draw(tiny_request("after", scheduler="dpmpp_2m"))) == before
 
 
 def test_one_of_two_that_are_drawn_at_once_can_be_canceled(child: EngineChild) -> None:
-    child.send(ask("first", steps=200))
-    child.send(ask("second", steps=ENDLESS_STEPS))
+    child.send(tiny_request("first", steps=200))
+    child.send(tiny_request("second", steps=ENDLESS_STEPS))
     child.cancel("second")
     messages = child.rest("second")
     assert refusal_of(messages).code == "canceled"
@@ -117,30 +101,30 @@ def test_one_of_two_that_are_drawn_at_once_can_be_canceled(child: EngineChild) -
 def test_a_cancel_of_something_unknown_or_ended_is_ignored(child: EngineChild) -> None:
     child.cancel("never heard of")
     child.cancel("e")
-    assert isinstance(child.draw(ask("e"))[-1][0], Finished)
+    assert isinstance(child.draw(tiny_request("e"))[-1][0], Finished)
 
 
 def test_ctrl_c_is_the_agents_business(child: EngineChild) -> None:
     os.kill(child.process.pid, signal.SIGINT)
-    assert isinstance(child.draw(ask())[-1][0], Finished)
+    assert isinstance(child.draw(tiny_request())[-1][0], Finished)
 
 
 def test_several_models_are_kept_warm_side_by_side(child: EngineChild) -> None:
     card = child.load(tiny_model("sdxl"), model="xl")
     assert card.family == "sdxl"
-    small = picture_of(child.draw(ask()))
-    assert picture_of(child.draw(ask(model="xl"))) != small
-    assert picture_of(child.draw(ask())) == small
+    small = picture_of(child.draw(tiny_request()))
+    assert picture_of(child.draw(tiny_request(model="xl"))) != small
+    assert picture_of(child.draw(tiny_request())) == small
 
 
 def test_a_pipeline_that_is_not_batched_is_drawn_beside_the_others(child: EngineChild) -> None:
     card = child.load(exotic_model("pixart"), model="whole")
     assert (card.family, card.execution) == ("other", "whole")
     whole = {"model": "whole", "width": 256, "height": 256, "guidance_scale": 4.5, "scheduler": card.scheduler}
-    expected = picture_of(child.draw(ask("alone", **whole)))
-    child.send(ask("canceled", steps=100, **whole))
-    child.send(ask("whole", **whole))
-    child.send(ask("batched", steps=20))
+    expected = picture_of(child.draw(tiny_request("alone", **whole)))
+    child.send(tiny_request("canceled", steps=100, **whole))
+    child.send(tiny_request("whole", **whole))
+    child.send(tiny_request("batched", steps=20))
     child.cancel("canceled")
     assert isinstance(child.rest("batched")[-1][0], Finished)
     assert refusal_of(child.rest("canceled")).code == "canceled"
@@ -154,7 +138,7 @@ def test_a_model_that_is_warm_already_is_not_read_again(child: EngineChild) -> N
 
 
 def test_an_unknown_model_is_refused(child: EngineChild) -> None:
-    assert refusal_of(child.draw(ask(model="nowhere"))).code == "model_unavailable"
+    assert refusal_of(child.draw(tiny_request(model="nowhere"))).code == "model_unavailable"
 
 
 @pytest.mark.parametrize("source", ["/no/such/folder", "./models/none", "owner/model-that-is-not-cached"])
@@ -162,7 +146,7 @@ def test_a_source_that_is_not_there_fails_clearly_and_the_others_go_on(child: En
     message = child.fail_to_load(CatalogEntry(id="missing", source=source))
     assert source in message
     assert "folder" in message
-    assert isinstance(child.draw(ask())[-1][0], Finished)
+    assert isinstance(child.draw(tiny_request())[-1][0], Finished)
 
 
 def test_a_defect_of_a_model_fails_its_request_alone_and_tells_no_secret(tmp_path: Path) -> None:
@@ -176,10 +160,10 @@ def test_a_defect_of_a_model_fails_its_request_alone_and_tells_no_secret(tmp_pat
         child.hello()
         child.load(folder, model="broken")
         child.load(tiny_model("sd15"))
-        refused = refusal_of(child.draw(ask(model="broken", prompt="the secret of the house")))
+        refused = refusal_of(child.draw(tiny_request(model="broken", prompt="the secret of the house")))
         assert refused.code == "internal"
         assert str(tmp_path) not in refused.message
-        assert isinstance(child.draw(ask())[-1][0], Finished)
+        assert isinstance(child.draw(tiny_request())[-1][0], Finished)
         child.send(Shutdown())
         assert child.wait() == 0
         assert "execution_failed" in child.stderr()
@@ -200,7 +184,7 @@ def test_the_end_of_the_pipe_ends_an_idle_child(own_child: EngineChild) -> None:
 
 
 def test_the_end_of_the_pipe_ends_a_child_that_draws(own_child: EngineChild) -> None:
-    own_child.send(ask(steps=ENDLESS_STEPS))
+    own_child.send(tiny_request(steps=ENDLESS_STEPS))
     while not isinstance(own_child.receive()[0], StepDone):
         pass
     own_child.hang_up()
@@ -221,6 +205,6 @@ def test_a_hub_model_is_read_from_the_cache_where_the_hub_is_offline(tmp_path: P
     with EngineChild(environment={"HF_HUB_CACHE": str(tmp_path)}) as child:
         child.hello()
         assert child.load("owner/tiny").family == "sd2"
-        assert isinstance(child.draw(ask())[-1][0], Finished)
+        assert isinstance(child.draw(tiny_request())[-1][0], Finished)
         pinned = CatalogEntry(id="pinned", source="owner/tiny", revision="f" * 40)
         assert "owner/tiny" in child.fail_to_load(pinned)

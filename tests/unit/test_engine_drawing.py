@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from service.contract.catalog import CatalogEntry
-from service.contract.engine import Finished, FromEngine, Generate, ImageDrawn, StepDone
+from service.contract.engine import Finished, FromEngine, ImageDrawn, StepDone
 from service.contract.errors import FailureCode
 from service.contract.framing import Buffer
-from service.contract.generation import GenerationSpec
 from tests.models import LIBRARY_WARNINGS, tiny_model
 from tests.recorder import Rerun
+from tests.tiny_requests import tiny_request
 from worker.engine.drawing import Drawing
 from worker.engine.faults import Fault, classify
 from worker.engine.speed import Speed
@@ -41,23 +41,6 @@ def model_of(name: str, **fields: Any) -> LoadedModel:
     return load(CatalogEntry(id="tiny", source=str(tiny_model(name)), **fields))
 
 
-def request_of(buffers: Sequence[bytes] = (), **changes: Any) -> Generate:
-    spec: dict[str, Any] = {
-        "task": "text-to-image",
-        "model": "tiny",
-        "prompt": "a red apple",
-        "width": 64,
-        "height": 64,
-        "steps": 4,
-        "guidance_scale": 5.0,
-        "scheduler": "ddim",
-        "seed": 1,
-    }
-    return Generate(
-        execution_id="e", spec=GenerationSpec.model_validate(spec | changes), sizes_px=(SIZE,) * len(buffers)
-    )
-
-
 class Agent:
     """Hears what the engine tells, and cancels when asked to."""
 
@@ -80,7 +63,7 @@ class Agent:
 def draw(model: LoadedModel, agent: Agent, buffers: Sequence[bytes] = (), **changes: Any) -> Finished:
     if "ddim" not in model.card.schedulers:
         changes = {"scheduler": model.card.scheduler} | changes
-    request = request_of(buffers, **changes)
+    request = tiny_request(sizes_px=(SIZE,) * len(buffers), **changes)
     return Drawing(model, request, buffers, send=agent.send, is_canceled=agent.is_canceled).run()
 
 

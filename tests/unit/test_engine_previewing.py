@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from service.contract.catalog import CatalogEntry
-from service.contract.engine import FromEngine, Generate, ImageDrawn, PreviewDrawn
+from service.contract.engine import FromEngine, ImageDrawn, PreviewDrawn
 from service.contract.framing import Buffer
-from service.contract.generation import GenerationSpec
 from tests.models import BOXED_MODEL, LIBRARY_WARNINGS, tiny_model
+from tests.tiny_requests import tiny_request
 from worker.engine.drawing import Drawing
 from worker.engine.previewing import Previewer
 from worker.pipelines.loading import LoadedModel, load
@@ -35,13 +35,6 @@ def model_of(name: str) -> LoadedModel:
     return load(CatalogEntry(id="tiny", source=str(tiny_model(name))))
 
 
-def request_of(*, previews_s: float, **changes: Any) -> Generate:
-    asked = {"task": "text-to-image", "model": "tiny", "prompt": "a red apple", "width": 64, "height": 64, "seed": 1}
-    sampling = {"steps": 4, "guidance_scale": 5.0, "scheduler": "euler"}
-    spec = GenerationSpec.model_validate(asked | sampling | changes)
-    return Generate(execution_id="e", spec=spec, previews_s=previews_s)
-
-
 def drawn(model: LoadedModel, **request: Any) -> tuple[list[tuple[FromEngine, bytes]], list[bytes]]:
     """Return all previews and the messages that they came as, and the pictures."""
     previews: list[tuple[FromEngine, bytes]] = []
@@ -54,7 +47,7 @@ def drawn(model: LoadedModel, **request: Any) -> tuple[list[tuple[FromEngine, by
         elif isinstance(message, ImageDrawn):
             pictures.append(data)
 
-    Drawing(model, request_of(**request), [], send=send, is_canceled=lambda: False).run()
+    Drawing(model, tiny_request(scheduler="euler", **request), [], send=send, is_canceled=lambda: False).run()
     return previews, pictures
 
 
@@ -117,7 +110,7 @@ class Slow:
 
 def test_previews_keep_their_distance_and_the_first_comes_after_it() -> None:
     model, clock, sent = model_of("sd15"), Slow(), list[FromEngine]()
-    request = request_of(previews_s=1.0)
+    request = tiny_request(scheduler="euler", previews_s=1.0)
 
     def send(message: FromEngine, _buffers: Sequence[Buffer] = ()) -> None:
         sent.append(message)

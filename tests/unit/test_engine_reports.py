@@ -5,31 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 import torch
 
 from service.contract.costs import MAX_MEASURED, MeasuredCost
-from service.contract.engine import Finished, Generate, Measured, Remember
-from service.contract.generation import GenerationSpec
+from service.contract.engine import Finished, Measured, Remember
+from tests.clock import Clock
 from tests.costs import cost, label
 from tests.engine_child import EngineChild
 from tests.models import tiny_model
+from tests.tiny_requests import tiny_request
 from worker.engine.device import device_name
 from worker.engine.ledger import CostReports, Ledger
 
 
-@dataclass
-class Clock:
-    now_s: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 def test_a_first_cost_is_told_at_once_and_those_after_it_some_seconds_later() -> None:
-    ledger, clock, told = Ledger(), Clock(), list[Measured]()
+    ledger, clock, told = Ledger(), Clock(1000), list[Measured]()
     reports = CostReports(ledger, told.append, clock)
     assert reports.due_in_s() is None
     reports.tell()
@@ -51,7 +43,7 @@ def test_a_first_cost_is_told_at_once_and_those_after_it_some_seconds_later() ->
 
 
 def test_what_does_not_fit_into_one_report_is_told_in_the_next() -> None:
-    ledger, clock, told = Ledger(), Clock(), list[Measured]()
+    ledger, clock, told = Ledger(), Clock(1000), list[Measured]()
     reports = CostReports(ledger, told.append, clock)
     for number in range(MAX_MEASURED + 5):
         ledger.measured(label(width_px=number // 64), 1 + number % 64, 0.1, None)
@@ -59,21 +51,6 @@ def test_what_does_not_fit_into_one_report_is_told_in_the_next() -> None:
         clock.now_s += due_s
         reports.tell()
     assert [len(report.costs) for report in told] == [MAX_MEASURED, 5]
-
-
-def request(execution_id: str, **changes: object) -> Generate:
-    spec: dict[str, object] = {
-        "task": "text-to-image",
-        "model": "tiny",
-        "prompt": "a red apple",
-        "width": 64,
-        "height": 64,
-        "steps": 4,
-        "guidance_scale": 5.0,
-        "scheduler": "ddim",
-        "seed": 1,
-    }
-    return Generate(execution_id=execution_id, spec=GenerationSpec.model_validate(spec | changes))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +76,7 @@ def test_a_cpu_is_named_by_its_processor_and_the_threads_that_are_used() -> None
 def test_every_call_of_a_request_is_reported_by_its_label(child: EngineChild) -> None:
     sha256 = child.load(tiny_model("sd15")).sha256
     child.measured.clear()
-    assert isinstance(child.draw(request("first"))[-1][0], Finished)
+    assert isinstance(child.draw(tiny_request("first"))[-1][0], Finished)
     # The engine idles: what is left to tell is told without another request.
     while sum(each.calls for each in child.measured) < 6:
         child.take_report()
@@ -123,7 +100,7 @@ def test_an_engine_that_is_told_nonsense_draws_all_the_same(child: EngineChild) 
     ]
     child.send(Remember(costs=tuple(wrong)))
     child.send(Remember(costs=()))
-    assert isinstance(child.draw(request("after", model="told"))[-1][0], Finished)
+    assert isinstance(child.draw(tiny_request("after", model="told"))[-1][0], Finished)
 
 
 @pytest.mark.parametrize(("target_s", "shared"), [("0", True), ("0.000001", False)])
@@ -132,7 +109,7 @@ def test_requests_share_steps_unless_these_would_take_longer_than_they_may(targe
         child.hello()
         child.load(tiny_model("sd15"))
         for name in "abc":
-            child.send(request(name, steps=30))
+            child.send(tiny_request(name, steps=30))
         for name in "abc":
             assert isinstance(child.rest(name)[-1][0], Finished)
         while sum(each.calls * each.cost.rows for each in steps_of(child)) < 3 * 30 * 2:

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tests.clock import Clock
 from worker.engine.worth import HALF_LIFE_S, Worth, victims
-
-
-@dataclass
-class Now:
-    """A clock that a test sets."""
-
-    s: float = 0.0
-
-    def __call__(self) -> float:
-        return self.s
 
 
 @dataclass(eq=False)
@@ -28,7 +19,7 @@ class Model:
 class Shop:
     """Models by the name of a test's choice."""
 
-    clock: Now = field(default_factory=Now)
+    clock: Clock = field(default_factory=Clock)
     models: list[Model] = field(default_factory=list)
 
     def add(self, name: str, *, size: int, reload_s: float = 1.0, uses: int = 0) -> Model:
@@ -73,7 +64,7 @@ def test_what_is_slow_to_read_stays_and_what_is_large_goes() -> None:
 def test_uses_are_forgotten_with_time() -> None:
     shop = Shop()
     shop.add("a", size=4, uses=5)
-    shop.clock.s += 3 * HALF_LIFE_S
+    shop.clock.now_s += 3 * HALF_LIFE_S
     shop.add("b", size=4, uses=1)
     assert shop.go(4, 8) == "a"
 
