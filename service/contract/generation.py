@@ -1,4 +1,9 @@
-"""What to draw, with every default filled in, and what came of it. Crosses every process boundary."""
+"""What to draw, with every default filled in, and what came of it. Crosses every process boundary.
+
+These are read back from Redis while processes of several versions run: each takes what it knows and leaves the rest. So
+a new field has a default, which draws what was drawn before there was the field; a model card says who can do more.
+What callers send is strict (`service.generations.request`).
+"""
 
 from __future__ import annotations
 
@@ -16,12 +21,12 @@ CONTENT_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg
 SEED_MAX = 2**53 - 1
 
 
-class _Frozen(BaseModel):
+class _Stored(BaseModel):
     # An error would quote the prompt into a traceback.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
 
-class StoredInput(_Frozen):
+class StoredInput(_Stored):
     """An input picture that already lies in storage."""
 
     key: str
@@ -33,7 +38,7 @@ class StoredInput(_Frozen):
     sha256: str
 
 
-class Output(_Frozen):
+class Output(_Stored):
     """How pictures are encoded."""
 
     format: ImageFormat = "png"
@@ -43,7 +48,7 @@ class Output(_Frozen):
     embed_parameters: bool = False
 
 
-class GenerationSpec(_Frozen):
+class GenerationSpec(_Stored):
     """One request as it will be run: nothing is left to a default of a later stage."""
 
     task: Task
@@ -74,7 +79,7 @@ class GenerationSpec(_Frozen):
     output: Output = Output()
 
 
-class ResultImage(_Frozen):
+class ResultImage(_Stored):
     """One picture of a succeeded job."""
 
     index: int
@@ -90,7 +95,7 @@ class ResultImage(_Frozen):
     sha256: str | None = None
 
 
-class Timings(_Frozen):
+class Timings(_Stored):
     """Where the time went, in seconds; a stage that did not happen is 0."""
 
     #: Accepted → claimed (last claim).
@@ -111,7 +116,7 @@ class Timings(_Frozen):
     gpu_s: float = 0.0
 
 
-class Receipt(_Frozen):
+class Receipt(_Stored):
     """What it takes to draw the same picture again elsewhere."""
 
     #: SHA-256 over the model's weight and config files.
