@@ -24,6 +24,7 @@ from service.generations.erase import EraseGeneration
 from service.generations.following import FollowGeneration, StreamRules
 from service.generations.housekeeping import Housekeeping
 from service.generations.ids import IdSource
+from service.generations.inputs import InputPictures
 from service.generations.listing import ListGenerations
 from service.generations.models import ModelDirectory
 from service.generations.pictures import PictureLimits
@@ -97,12 +98,11 @@ def _gateway(
         authenticator = KeyAuthenticator(client, cache_s=settings.auth.key_cache_s)
     submit = SubmitGeneration(
         store=store,
-        storage=storage,
+        inputs=InputPictures(store=store, storage=storage, limits=_picture_limits(settings.admission), threads=threads),
         models=models,
         ids=ids,
         admission=Admission(memory=housekeeping, drains=DrainRates(store)),
         rules=_rules(settings.admission),
-        threads=threads,
     )
     watch = WatchGeneration(store=store, waiters=waiters, ids=ids)
     return Gateway(
@@ -128,11 +128,14 @@ def _rules(admission: AdmissionSettings) -> SubmitRules:
         retain_s=admission.retain_s,
         retain_max_s=admission.retain_max_s,
         pool_queued=admission.queue_limit,
-        pictures=PictureLimits(
-            max_bytes=admission.input_limit_bytes,
-            max_side_px=admission.input_side_px,
-            max_pixels=admission.input_pixels,
-        ),
+    )
+
+
+def _picture_limits(admission: AdmissionSettings) -> PictureLimits:
+    return PictureLimits(
+        max_bytes=admission.input_limit_bytes,
+        max_side_px=admission.input_side_px,
+        max_pixels=admission.input_pixels,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from service.contract.errors import FieldError
-from service.generations.request import FOREIGN_FIELDS, GenerationRequest
+from service.generations.request import FOREIGN_FIELDS, ONE_KIND, GenerationRequest
 
 #: Errors told at once; a body of nothing but errors gets no longer answer.
 MAX_ERRORS = 32
@@ -39,7 +39,7 @@ def field_errors(err: ValidationError) -> list[FieldError]:
     unknown_in = {tuple(each["loc"][:-1]) for each in raw if each["type"] == "extra_forbidden"}
     for each in raw:
         loc = tuple(part for part in each["loc"] if part != "[key]")
-        # Of {"url": …} only the unknown name is told, not also the missing base64.
+        # Of {"path": …} only the unknown name is told, not also the missing ones.
         if each["type"] == "missing" and loc[:-1] and loc[:-1] in unknown_in:
             continue
         where = pointer(*loc)
@@ -57,6 +57,8 @@ def _message(kind: str, loc: tuple[str | int, ...], *, is_key: bool) -> str:
         known = FOREIGN_FIELDS.get(name)
         siblings = list(_properties(loc[:-1]))
         return f"is not a field of this request{f': {known}' if known else nearest(name, siblings)}"
+    if kind == ONE_KIND:
+        return f"must have exactly one of the fields {', '.join(_properties(loc))}"
     if is_key:
         return "a label's name must have 1 to 63 characters of A-Z a-z 0-9 . _ - and begin with a letter or digit"
     if loc[0] == "labels" and len(loc) > 1:

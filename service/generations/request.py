@@ -5,9 +5,10 @@ Numbers are strict: `true`, `"12"` and `7.0` are no integers. Absent and null me
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from service.contract.generation import SEED_MAX, ImageFormat, SigmaSpacing, Task
 from service.contract.job import Priority
@@ -20,6 +21,10 @@ LABELS_MAX = 16
 RETAIN_MAX_S = 10 * 365 * 86_400
 
 
+#: The type of the error of an asset with none of its fields, or several.
+ONE_KIND = "one_kind"
+
+
 def _unit(unit: str) -> dict[str, Any]:
     """Note a field's unit in its schema, where messages find it too."""
     return {"x-unit": unit}
@@ -30,10 +35,29 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
-class Asset(_Strict):
-    """An input picture: PNG, JPEG or WebP, one frame."""
+#: The ways to give an input picture, which are the fields of an asset.
+AssetKind = Literal["base64"]
 
-    base64: Annotated[str, Field(min_length=1, description="The file, in standard base64 (RFC 4648 §4) with padding.")]
+
+class Asset(_Strict):
+    """An input picture: PNG, JPEG or WebP, one frame. Exactly one field says where it is."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    base64: Annotated[
+        str | None, Field(min_length=1, description="The file, in standard base64 (RFC 4648 §4) with padding.")
+    ] = None
+
+    @property
+    def kind(self) -> AssetKind:
+        """The one field that is given."""
+        return next(name for name in get_args(AssetKind) if getattr(self, name) is not None)
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Asset:
+        if sum(getattr(self, name) is not None for name in get_args(AssetKind)) != 1:
+            raise PydanticCustomError(ONE_KIND, "exactly one field")
+        return self
 
 
 class OutputRequest(_Strict):

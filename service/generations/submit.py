@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from service.contract.errors import (
-    FieldError,
     Gone,
     IdempotencyMismatch,
     InvalidRequest,
     Overloaded,
     RateLimited,
-    Unavailable,
 )
-from service.contract.generation import StoredInput
 from service.contract.job import Job
 from service.contract.rate import RequestRate
 from service.generations.admission import Admission
 from service.generations.idempotency import IdempotentCall
 from service.generations.ids import GenerationIds, IdSource
+from service.generations.inputs import InputPictures
 from service.generations.models import ModelDirectory
-from service.generations.pictures import Picture, PictureLimits, PictureRefused, read_picture
 from service.generations.specification import Draft, draft
 from service.jobs.async_store import AsyncJobStore
 from service.jobs.commands import Idempotency, Submission, SubmitLimits
 from service.storage.keys import job_prefix
-from service.storage.s3 import ObjectStorage
 from service.tenants.authentication import Caller
-
-log = structlog.get_logger(__name__)
 
 _DAY_S = 86_400
 
@@ -50,7 +40,6 @@ class SubmitRules:
     retain_max_s: int
     #: Jobs waiting in one pool.
     pool_queued: int
-    pictures: PictureLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +60,19 @@ class SubmitGeneration:
         self,
         *,
         store: AsyncJobStore,
-        storage: ObjectStorage,
+        inputs: InputPictures,
         models: ModelDirectory,
         ids: IdSource,
         admission: Admission,
         rules: SubmitRules,
-        threads: Executor,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._store = store
-        self._storage = storage
+        self._inputs = inputs
         self._models = models
         self._ids = ids
         self._admission = admission
         self._rules = rules
-        self._threads = threads
         self._now_ms = now_ms
 
     async def submit(
@@ -99,11 +86,11 @@ class SubmitGeneration:
         try:
             cards = await self._models.cards()
             drafted = draft(body, cards, draw_seed=secrets.randbelow, retain_max_s=self._rules.retain_max_s)
-            pictures = await self._pictures(drafted)
             await self._admission.check(drafted.card.pool)
+            pictures = await self._inputs.read(caller, drafted.request)
             job = self._job(await self._ids.ids(), caller, drafted, request_id)
             if pictures:
-                await self._stage(job)
+                await self._inputs.stage(job)
         except (InvalidRequest, Overloaded, RateLimited) as err:
             # What was accepted once stays accepted, also where it would be refused today.
             earlier = call and await self._store.recall(caller.tenant, _idempotency(call, 0))
@@ -115,61 +102,14 @@ class SubmitGeneration:
         prefix = job.object_prefix
         accepted = False
         try:
-            stored = await self._upload(pictures, prefix)
+            stored = await self._inputs.keep(pictures, prefix)
             job = job.model_copy(update={"spec": job.spec.model_copy(update=stored)})
             submitted = await self._accept(job, call, prefix)
             accepted = not submitted.replayed
         finally:
             if not accepted:
-                await self._discard(prefix)
+                await self._inputs.discard(prefix)
         return submitted
-
-    async def _pictures(self, drafted: Draft) -> dict[str, Picture]:
-        """Return the input pictures by field; raises `InvalidRequest`."""
-        assets = {"image": drafted.request.image, "mask": drafted.request.mask}
-        loop = asyncio.get_running_loop()
-        pictures: dict[str, Picture] = {}
-        errors: list[FieldError] = []
-        for name, asset in assets.items():
-            if asset is None:
-                continue
-            try:
-                pictures[name] = await loop.run_in_executor(
-                    self._threads, read_picture, asset.base64, self._rules.pictures
-                )
-            except PictureRefused as err:
-                errors.append(FieldError(f"/{name}/base64", str(err)))
-        if errors:
-            raise InvalidRequest(errors)
-        return pictures
-
-    async def _stage(self, job: Job) -> None:
-        """Make ready to upload a job's inputs; raises `RateLimited` where that would be for nothing."""
-        used_up = await self._store.stage_inputs(job.tenant, job.object_prefix)
-        if used_up:
-            raise RateLimited(used_up)
-
-    async def _upload(self, pictures: Mapping[str, Picture], prefix: str) -> dict[str, StoredInput]:
-        loop = asyncio.get_running_loop()
-        uploads = [
-            loop.run_in_executor(self._threads, picture.store, self._storage, prefix, index)
-            for index, picture in enumerate(pictures.values())
-        ]
-        # Every upload ends before one that failed is told: what is still on its way would outlive the erasure.
-        results = await asyncio.gather(*uploads, return_exceptions=True)
-        stored: dict[str, StoredInput] = {}
-        for name, result in zip(pictures, results, strict=True):
-            if isinstance(result, BaseException):
-                raise result
-            stored[name] = result
-        return stored
-
-    async def _discard(self, prefix: str) -> None:
-        """Have the uploaded inputs erased; if Redis is away too, staging does it within the hour."""
-        try:
-            await self._store.unstage_inputs(prefix)
-        except (Unavailable, Overloaded):
-            log.info("inputs_left_to_staging")
 
     def _job(self, ids: GenerationIds, caller: Caller, drafted: Draft, request_id: str) -> Job:
         request, now_ms = drafted.request, self._now_ms()

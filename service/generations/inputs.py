@@ -1,0 +1,85 @@
+"""Input pictures of requests: read before anything is stored, and stored before the job that names them is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import Executor
+
+import structlog
+
+from service.contract.errors import FieldError, InvalidRequest, Overloaded, RateLimited, Unavailable
+from service.contract.generation import StoredInput
+from service.contract.job import Job
+from service.generations.pictures import Picture, PictureLimits, PictureRefused, read_picture
+from service.generations.request import Asset, GenerationRequest
+from service.jobs.async_store import AsyncJobStore
+from service.storage.s3 import ObjectStorage
+from service.tenants.authentication import Caller
+
+log = structlog.get_logger(__name__)
+
+
+class InputPictures:
+    """Turns the assets of a request into pictures, and these into objects below a job's prefix."""
+
+    def __init__(
+        self, *, store: AsyncJobStore, storage: ObjectStorage, limits: PictureLimits, threads: Executor
+    ) -> None:
+        self._store = store
+        self._storage = storage
+        self._limits = limits
+        self._threads = threads
+
+    async def read(self, caller: Caller, request: GenerationRequest) -> dict[str, Picture]:
+        """Return the pictures by field; raises `InvalidRequest` with everything that is wrong with them."""
+        pictures: dict[str, Picture] = {}
+        errors: list[FieldError] = []
+        for name, asset in (("image", request.image), ("mask", request.mask)):
+            if asset is None:
+                continue
+            try:
+                pictures[name] = await self._read(caller, asset)
+            except PictureRefused as err:
+                errors.append(FieldError(f"/{name}/{asset.kind}", str(err)))
+        if errors:
+            raise InvalidRequest(errors)
+        return pictures
+
+    async def stage(self, job: Job) -> None:
+        """Make ready to store a job's inputs; raises `RateLimited` where that would be for nothing."""
+        used_up = await self._store.stage_inputs(job.tenant, job.object_prefix)
+        if used_up:
+            raise RateLimited(used_up)
+
+    async def keep(self, pictures: Mapping[str, Picture], prefix: str) -> dict[str, StoredInput]:
+        """Store the pictures below a job's staged prefix; return what its specification says of them, by field."""
+        loop = asyncio.get_running_loop()
+        uploads = [
+            loop.run_in_executor(self._threads, picture.store, self._storage, prefix, index)
+            for index, picture in enumerate(pictures.values())
+        ]
+        # Every upload ends before one that failed is told: what is still on its way would outlive the erasure.
+        results = await asyncio.gather(*uploads, return_exceptions=True)
+        stored: dict[str, StoredInput] = {}
+        for name, result in zip(pictures, results, strict=True):
+            if isinstance(result, BaseException):
+                raise result
+            stored[name] = result
+        return stored
+
+    async def discard(self, prefix: str) -> None:
+        """Have stored inputs erased; if Redis is away too, staging does it within the hour."""
+        try:
+            await self._store.unstage_inputs(prefix)
+        except (Unavailable, Overloaded):
+            log.info("inputs_left_to_staging")
+
+    async def _read(self, _caller: Caller, asset: Asset) -> Picture:
+        """Return the picture that an asset gives or names; raises `PictureRefused`."""
+        match asset.kind:
+            case "base64":
+                return await self._inline(asset.base64 or "")
+
+    async def _inline(self, text: str) -> Picture:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, read_picture, text, self._limits)
