@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import cast
 
 import structlog
 from redis.asyncio import Redis
 from redis.client import NEVER_DECODE
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError
 
 from service.contract.costs import CallCost
-from service.contract.errors import Overloaded, Unavailable
 from service.contract.job import Job, Status
 from service.contract.previews import PREVIEW_BYTES
 from service.contract.rate import RequestRate
@@ -22,6 +19,7 @@ from service.jobs import commands, documents
 from service.jobs.commands import Argument
 from service.jobs.costs import OVERGROWN, device_key, read_entries
 from service.jobs.keys import key
+from service.jobs.outages import as_unavailable
 from service.jobs.scripts import SCRIPT_NAMES, ScriptName, script_text
 
 log = structlog.get_logger(__name__)
@@ -30,22 +28,6 @@ log = structlog.get_logger(__name__)
 _STAGING_MS = 3_600_000
 #: Documents that one listing call looks at before it returns a short page with a cursor.
 _LISTING_SCAN = 1000
-
-
-@contextmanager
-def _as_unavailable() -> Iterator[None]:
-    """Turn every fault of Redis into our own words: its texts may hold addresses."""
-    try:
-        yield
-    except OutOfMemoryError as err:
-        msg = "The queue's memory is full."
-        raise Overloaded(msg) from err
-    except ReadOnlyError as err:
-        msg = "The queue accepts no writes at the moment."
-        raise Unavailable(msg) from err
-    except (RedisError, OSError) as err:
-        msg = "The queue does not answer."
-        raise Unavailable(msg) from err
 
 
 class AsyncJobStore:
@@ -61,7 +43,7 @@ class AsyncJobStore:
 
     async def _run(self, name: ScriptName, arguments: Sequence[Argument]) -> object:
         now = "" if self._clock is None else self._clock()
-        with _as_unavailable():
+        with as_unavailable():
             return await self._scripts[name](args=[now, *arguments])
 
     async def submit(
@@ -78,7 +60,7 @@ class AsyncJobStore:
 
     async def recall(self, tenant: str, idempotency: commands.Idempotency) -> Job | None:
         """Return the job that this key created with this body; None where there is none, or no longer."""
-        with _as_unavailable():
+        with as_unavailable():
             record = await cast(
                 "Awaitable[dict[str, str]]", self._redis.hgetall(key("idempotency", tenant, idempotency.record))
             )
@@ -95,7 +77,7 @@ class AsyncJobStore:
 
     async def unstage_inputs(self, prefix: str) -> None:
         """Have staged inputs erased now: their submit was refused."""
-        with _as_unavailable():
+        with as_unavailable():
             await self._redis.zadd(key("erasures"), {prefix: 0}, xx=True)
 
     async def cancel(self, tenant: str, job_id: str) -> Job | None:
@@ -113,7 +95,7 @@ class AsyncJobStore:
 
     async def get(self, tenant: str, job_id: str) -> Job | None:
         """Return a job; None where it is unknown, another tenant's, or being erased."""
-        with _as_unavailable():
+        with as_unavailable():
             fields = await cast("Awaitable[dict[str, str]]", self._redis.hgetall(key("job", job_id)))
         if fields.get("tenant") != tenant or fields.get("erase_requested") == "1":
             return None
@@ -128,7 +110,7 @@ class AsyncJobStore:
         """Return the day by the clock of Redis, which usage is counted by: days since 1970, UTC."""
         if self._clock is not None:
             return self._clock() // 86_400_000
-        with _as_unavailable():
+        with as_unavailable():
             seconds, _ = await self._redis.time()
         return seconds // 86_400
 
@@ -139,7 +121,7 @@ class AsyncJobStore:
 
     async def preview(self, job_id: str) -> bytes | None:
         """Return what is kept as a job's preview, whatever it is, cut off behind the limit; None where nothing is."""
-        with _as_unavailable():
+        with as_unavailable():
             # One byte more than is allowed: enough to see that it is too much.
             found = await self._redis.execute_command(
                 "GETRANGE", key("preview", job_id), 0, PREVIEW_BYTES, **{NEVER_DECODE: True}
@@ -189,7 +171,7 @@ class AsyncJobStore:
     ) -> list[tuple[str, str, dict[str, str]]]:
         """Return up to `size` (created_ms, id, fields) after `position`, in descending (created_ms, id)."""
         index = key("tenant_jobs", tenant)
-        with _as_unavailable():
+        with as_unavailable():
             offset = 0
             if position:
                 # Within one millisecond Redis orders ids descending too: skip those up to the position's.
@@ -220,7 +202,7 @@ class AsyncJobStore:
 
     async def models(self) -> list[commands.RegisteredModel]:
         """Return every model a worker has shown, the default first."""
-        with _as_unavailable():
+        with as_unavailable():
             cards = await cast("Awaitable[dict[str, str]]", self._redis.hgetall(key("models")))
             agents = cast("list[str]", await self._redis.zrange(key("agents"), 0, -1))
             records: list[str | None] = []
@@ -231,7 +213,7 @@ class AsyncJobStore:
     async def costs(self, device_name: str) -> tuple[CallCost, ...]:
         """Return what calls are known to cost on such a device; agents see to it that it is little."""
         name = key("costs", device_key(device_name))
-        with _as_unavailable():
+        with as_unavailable():
             if await self._redis.hlen(name) > OVERGROWN:
                 return ()
             stored = await cast("Awaitable[dict[str, str]]", self._redis.hgetall(name))
@@ -239,19 +221,19 @@ class AsyncJobStore:
 
     async def secret(self) -> bytes:
         """Return the 32 bytes that key the MAC in ids: made once, the same for every gateway."""
-        with _as_unavailable():
+        with as_unavailable():
             await self._redis.set(key("secret"), secrets.token_hex(32), nx=True)
             stored = cast("str", await self._redis.get(key("secret")))
         return bytes.fromhex(stored)
 
     async def ping(self) -> None:
         """Return if Redis answers."""
-        with _as_unavailable():
+        with as_unavailable():
             await self._redis.ping()
 
     async def server(self) -> commands.ServerState:
         """Return what Redis says of itself (plain INFO: Redis 6.2 takes no list of sections)."""
-        with _as_unavailable():
+        with as_unavailable():
             return commands.server_state(await self._redis.info())
 
 
