@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
@@ -38,7 +41,7 @@ def connect(settings: RedisSettings, *, decode_responses: bool = True) -> Redis:
 
 def connect_async(settings: RedisSettings) -> AsyncRedis:
     """Return a client for gateways: one retry for a connection that had died, none for a server that is slow."""
-    return AsyncRedis.from_url(
+    client = AsyncRedis.from_url(
         settings.url.get_secret_value(),
         decode_responses=True,
         encoding_errors="replace",
@@ -49,3 +52,22 @@ def connect_async(settings: RedisSettings) -> AsyncRedis:
             ExponentialWithJitterBackoff(base=0.02, cap=0.1), retries=1, supported_errors=(RedisConnectionError,)
         ),
     )
+    _pack_natively(client)
+    return client
+
+
+def _pack_natively(client: AsyncRedis) -> None:
+    """Have commands put together by hiredis, as the synchronous client does: a submit has 130 arguments."""
+    pool = client.connection_pool
+    # Which class it is depends on the URL: TCP, TLS or a Unix socket.
+    pool.connection_class = type("_NativelyPacking", (_NativePacking, pool.connection_class), {})
+
+
+class _NativePacking:
+    """A part of an asynchronous connection of redis-py: what its synchronous ones use, theirs packs in Python."""
+
+    _serializer = HiredisRespSerializer()
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """Return a command as it goes over the wire."""
+        return self._serializer.pack(*args)

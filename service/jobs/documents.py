@@ -18,6 +18,9 @@ _JSON_FIELDS = frozenset({"spec", "images", "timings", "receipt", "error", "labe
 _BOOLEANS = frozenset({"suspect", "cancel_requested", "erase_requested", "previewed"})
 _LITERAL_INTEGERS = frozenset({"schema_version"})
 
+#: Made once: `json.dumps` makes one for every call that asks for anything but its defaults.
+_to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
 #: What only the scripts read: paid for, times passed over, who committed, whether `started` was told.
 BOOKKEEPING = frozenset({"charged", "passed", "committed_by", "told_start"})
 
@@ -42,7 +45,9 @@ def encode_field(name: str, value: object) -> str:
     if value is None:
         return ""
     if name in _JSON_FIELDS:
-        return json.dumps(_plain(value), separators=(",", ":"), ensure_ascii=False)
+        if isinstance(value, BaseModel):
+            return value.model_dump_json(exclude_none=True)
+        return _to_json(_plain(value))
     if isinstance(value, bool):
         return "1" if value else "0"
     return str(value)

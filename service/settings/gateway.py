@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import AliasChoices, Field, model_validator
@@ -122,6 +123,7 @@ class GatewaySettings:
         )
 
 
+@lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """Tell whether a host name or address can only be reached from this machine."""
     if host.lower() == "localhost":
