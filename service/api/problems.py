@@ -14,6 +14,7 @@ from service.contract import errors
 from service.contract.errors import DarkroomError, FailureCode
 from service.storage.s3 import StorageError
 from service.tenants.records import TenantError
+from service.tenants.webhook_secrets import WebhookSecretUnreadable
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -60,6 +61,8 @@ STATUSES: dict[type[DarkroomError], HTTPStatus] = {
     MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
     # Nothing that a caller did: an object of ours is missing, too large or damaged.
     StorageError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    # The operator's key is missing, or the record is damaged; the tenant may rotate.
+    WebhookSecretUnreadable: HTTPStatus.INTERNAL_SERVER_ERROR,
     # Raised on the command line's side only.
     TenantError: HTTPStatus.INTERNAL_SERVER_ERROR,
 }

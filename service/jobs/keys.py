@@ -25,6 +25,8 @@ KEYS: MappingProxyType[str, str] = MappingProxyType(
         "tenant_rate": "dr:tenant:%s:rate",
         # set of "pool priority": queues of a tenant that is at its running cap
         "tenant_held": "dr:tenant:%s:held",
+        # hash secret → "created_ms until_ms sealed": what a tenant's webhooks are signed with
+        "webhook_secrets": "dr:tenant:%s:webhook_secrets",
         # hash {requests, images, gpu_ms}, by tenant and day (days since 1970, UTC)
         "usage": "dr:usage:%s:%s",
         # string, a number: jobs that ended, by `pool` or `tenant`, its name, and slot of time

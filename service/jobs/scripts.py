@@ -29,6 +29,7 @@ ScriptName = Literal[
     "unhold",
     "drained",
     "usage",
+    "webhook_secrets",
 ]
 SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = get_args(ScriptName)
 
@@ -50,6 +51,8 @@ LIMITS: Final[dict[str, int]] = {
     # ms; ends of jobs are counted in slots of so long, and so many of them are looked at: ten minutes.
     "ended_slot_ms": 30_000,
     "ended_slots": 20,
+    # Secrets of a tenant's webhooks that are valid beside the present one; each adds a signature to every message.
+    "earlier_secrets": 3,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -10,6 +11,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _REDIS_FORM = "must look like redis://:password@host:6379/0, rediss://… or unix:///path"
 _S3_FORM = "must look like https://s3.example:8333"
+_KEY_BYTES = 32
+_KEY_FORM = "must be base64 of 32 random bytes (openssl rand -base64 32), or several such, separated by commas"
 
 
 class RedisSettings(BaseSettings):
@@ -53,6 +56,28 @@ class StorageSettings(BaseSettings):
         return url
 
 
+class WebhookSettings(BaseSettings):
+    """How the secrets that webhooks are signed with lie in Redis."""
+
+    model_config = SettingsConfigDict(env_prefix="DARKROOM_WEBHOOK_", env_ignore_empty=True, frozen=True)
+
+    #: Base64 of 32 random bytes; None = secrets are not encrypted. Several, separated by commas, to change it: the
+    #: first encrypts, all decrypt.
+    key: SecretStr | None = None
+
+    @field_validator("key")
+    @classmethod
+    def _is_keys(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not all(len(each) == _KEY_BYTES for each in _decoded_keys(key)):
+            raise ValueError(_KEY_FORM)
+        return key
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """The keys, 32 bytes each; none where secrets are not encrypted."""
+        return () if self.key is None else _decoded_keys(self.key)
+
+
 class LogSettings(BaseSettings):
     """How events are written to stderr."""
 
@@ -62,6 +87,17 @@ class LogSettings(BaseSettings):
     log: Literal["console", "json"] = "console"
     #: Least severe level that is written.
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def _decoded_keys(text: SecretStr) -> tuple[bytes, ...]:
+    """Return what base64 texts between commas hold; nothing for a text that is none."""
+    keys: list[bytes] = []
+    for each in text.get_secret_value().split(","):
+        try:
+            keys.append(base64.b64decode(each.strip(), validate=True))
+        except ValueError:
+            keys.append(b"")
+    return tuple(keys)
 
 
 def _is_redis_url(url: str) -> bool:

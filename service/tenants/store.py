@@ -26,6 +26,9 @@ from service.tenants.records import (
     tenant_keys_key,
 )
 
+#: s; a removed tenant's webhook secrets outlast every attempt to deliver what is left of it.
+_SECRETS_LEFT_S = 7 * 86_400
+
 
 @dataclass(frozen=True, slots=True)
 class CreatedKey:
@@ -71,8 +74,8 @@ class TenantStore:
             pipeline.multi()
             pipeline.hset(tenant_key(tenant_id), mapping=tenant.to_hash())
             pipeline.sadd(TENANTS_KEY, tenant_id)
-            # What an earlier tenant of this id used is not the new one's to see.
-            pipeline.unlink(*_usage_keys(tenant_id))
+            # What an earlier tenant of this id used, and signed with, is not the new one's to see.
+            pipeline.unlink(*_usage_keys(tenant_id), jobs_key("webhook_secrets", tenant_id))
 
         self._redis.transaction(make, tenant_key(tenant_id))
         return tenant
@@ -133,6 +136,8 @@ class TenantStore:
             key_ids = cast("set[str]", pipeline.smembers(tenant_keys_key(tenant_id)))
             pipeline.multi()
             pipeline.delete(tenant_key(tenant_id), tenant_keys_key(tenant_id), *map(api_key_key, key_ids))
+            # What is still to be delivered of it is signed as before.
+            pipeline.expire(jobs_key("webhook_secrets", tenant_id), _SECRETS_LEFT_S)
             pipeline.srem(TENANTS_KEY, tenant_id)
             removed_keys = len(key_ids)
 

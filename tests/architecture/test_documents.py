@@ -16,7 +16,7 @@ from service.contract.catalog import CatalogEntry, EngineOptions, Limits, Sampli
 from service.contract.errors import RETRYABLE_FAILURES, FailureCode
 from service.settings.cli import ClientSettings, UpSettings
 from service.settings.gateway import AdmissionSettings, AuthSettings, HttpSettings
-from service.settings.groups import LogSettings, RedisSettings, StorageSettings
+from service.settings.groups import LogSettings, RedisSettings, StorageSettings, WebhookSettings
 from service.settings.worker import AgentSettings
 from tests.architecture.repository import ROOT, name_of, text_of, tracked_files
 
@@ -146,7 +146,7 @@ def test_variables_of_the_documents_are_read_by_a_settings_class() -> None:
     "group",
     [
         AdmissionSettings, AgentSettings, AuthSettings, ClientSettings, HttpSettings, LogSettings, RedisSettings,
-        StorageSettings, UpSettings,
+        StorageSettings, UpSettings, WebhookSettings,
     ],
 )  # fmt: skip
 def test_every_setting_is_documented(group: type[BaseSettings]) -> None:
