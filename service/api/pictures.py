@@ -14,7 +14,7 @@ from service.contract.errors import FieldError, GenerationFailed, Gone, InvalidR
 from service.contract.generation import CONTENT_TYPES, ImageFormat
 from service.contract.job import Job, Status
 from service.generations.resource import generation_path, image_path
-from service.storage.s3 import ObjectMissing
+from service.storage.errors import ObjectMissing
 
 #: Bytes read for one reply: a PNG of 4096 × 4096 px has at most 48 MiB.
 _MAX_PICTURE_BYTES = 128 << 20

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.api.rate_headers import rate_headers
 from service.contract import errors
 from service.contract.errors import DarkroomError, FailureCode
-from service.storage.s3 import StorageError
+from service.storage.errors import StorageError
 from service.tenants.records import TenantError
 from service.tenants.webhook_secrets import WebhookSecretUnreadable
 

@@ -32,7 +32,8 @@ from service.cli.data_folder import CannotStart, DataFolder, Kept
 from service.cli.ports import GRPC_OFFSET, LOOPBACK, free_ports, is_free
 from service.cli.processes import ChildProcess
 from service.settings.groups import RedisSettings, StorageSettings
-from service.storage.s3 import ObjectMissing, ObjectStorage, StorageError
+from service.storage.errors import ObjectMissing, StorageError
+from service.storage.s3 import ObjectStorage
 
 START_TIMEOUT_S = 60.0
 _POLL_S = 0.02

@@ -20,7 +20,8 @@ from redis.retry import Retry
 from service.cli.embedded import _binary
 from service.cli.ports import GRPC_OFFSET, free_ports
 from service.settings.groups import StorageSettings
-from service.storage.s3 import ObjectStorage, StorageError
+from service.storage.errors import StorageError
+from service.storage.s3 import ObjectStorage
 from tests.balancer import until
 
 ROOT = Path(__file__).parents[2]

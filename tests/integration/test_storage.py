@@ -18,15 +18,9 @@ from pydantic import SecretStr
 
 from service.contract.errors import Unavailable
 from service.settings.groups import StorageSettings
+from service.storage.errors import ObjectDamaged, ObjectMissing, ObjectTooLarge, StorageUnavailable, TransferBroken
 from service.storage.keys import image_key, input_key, job_prefix
-from service.storage.s3 import (
-    ObjectDamaged,
-    ObjectMissing,
-    ObjectStorage,
-    ObjectTooLarge,
-    StorageUnavailable,
-    TransferBroken,
-)
+from service.storage.s3 import ObjectStorage
 
 PNG = "image/png"
 

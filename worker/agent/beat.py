@@ -15,7 +15,8 @@ from service.contract.worker import WorkerRecord
 from service.jobs.keys import key
 from service.jobs.reaper import Patience
 from service.jobs.store import JobStore
-from service.storage.s3 import ObjectStorage, StorageError
+from service.storage.errors import StorageError
+from service.storage.s3 import ObjectStorage
 from worker.agent.child import EngineChild
 from worker.agent.costs import CostKeeper
 from worker.agent.slots import Slots

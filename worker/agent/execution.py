@@ -18,14 +18,8 @@ from service.contract.framing import Buffer
 from service.contract.generation import CONTENT_TYPES, Receipt, ResultImage, StoredInput, Timings
 from service.contract.job import Job, JobError, Status
 from service.jobs.commands import Holding, Outcome, ReleaseReason
+from service.storage.errors import ObjectDamaged, ObjectMissing, ObjectTooLarge, StorageError, StorageUnavailable
 from service.storage.keys import execution_prefix, image_key
-from service.storage.s3 import (
-    ObjectDamaged,
-    ObjectMissing,
-    ObjectTooLarge,
-    StorageError,
-    StorageUnavailable,
-)
 from worker.agent.child import EngineEvent, EngineLost
 from worker.agent.infotext import infotext
 from worker.agent.outputs import encode
