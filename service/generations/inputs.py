@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Executor
 
 import structlog
 
 from service.contract.errors import FieldError, InvalidRequest, Overloaded, RateLimited, Unavailable
 from service.contract.generation import StoredInput
-from service.contract.job import Job
 from service.generations.pictures import Picture, PictureLimits, PictureRefused, read_picture
 from service.generations.request import Asset, GenerationRequest
 from service.jobs.async_store import AsyncJobStore
@@ -46,9 +45,9 @@ class InputPictures:
             raise InvalidRequest(errors)
         return pictures
 
-    async def stage(self, job: Job) -> None:
-        """Make ready to store a job's inputs; raises `RateLimited` where that would be for nothing."""
-        used_up = await self._store.stage_inputs(job.tenant, job.object_prefix)
+    async def stage(self, tenant: str, prefixes: Collection[str], *, jobs: int = 1) -> None:
+        """Make ready to store inputs of so many jobs; raises `RateLimited` where that would be for nothing."""
+        used_up = await self._store.stage_inputs(tenant, prefixes, jobs=jobs)
         if used_up:
             raise RateLimited(used_up)
 
@@ -68,10 +67,10 @@ class InputPictures:
             stored[name] = result
         return stored
 
-    async def discard(self, prefix: str) -> None:
+    async def discard(self, prefixes: Collection[str]) -> None:
         """Have stored inputs erased; if Redis is away too, staging does it within the hour."""
         try:
-            await self._store.unstage_inputs(prefix)
+            await self._store.unstage_inputs(prefixes)
         except (Unavailable, Overloaded):
             log.info("inputs_left_to_staging")
 

@@ -90,12 +90,12 @@ class SubmitGeneration:
             pictures = await self._inputs.read(caller, drafted.request)
             job = self._job(await self._ids.ids(), caller, drafted, request_id)
             if pictures:
-                await self._inputs.stage(job)
+                await self._inputs.stage(caller.tenant, [job.object_prefix])
         except (InvalidRequest, Overloaded, RateLimited) as err:
             # What was accepted once stays accepted, also where it would be refused today.
             earlier = call and await self._store.recall(caller.tenant, _idempotency(call, 0))
             if earlier:
-                return Submitted(earlier, replayed=True, rate=err.rate if isinstance(err, RateLimited) else None)
+                return Submitted(earlier[0], replayed=True, rate=err.rate if isinstance(err, RateLimited) else None)
             raise
         if not pictures:
             return await self._accept(job, call, None)
@@ -108,7 +108,7 @@ class SubmitGeneration:
             accepted = not submitted.replayed
         finally:
             if not accepted:
-                await self._inputs.discard(prefix)
+                await self._inputs.discard([prefix])
         return submitted
 
     def _job(self, ids: GenerationIds, caller: Caller, drafted: Draft, request_id: str) -> Job:
@@ -136,7 +136,7 @@ class SubmitGeneration:
             job,
             idempotency=call and _idempotency(call, job.retain_ms // 1000),
             limits=SubmitLimits(tenant_queued=None, pool_queued=self._rules.pool_queued),
-            inputs_prefix=prefix,
+            staged=[prefix] if prefix else [],
         )
         if submission.outcome == "created":
             return Submitted(_by_the_clock_of_redis(job, submission), replayed=False, rate=submission.rate)
@@ -154,10 +154,10 @@ class SubmitGeneration:
             case "pool_full":
                 raise await self._admission.pool_full(sent.pool)
             case _:
-                job = await self._store.get(sent.tenant, submission.job_id)
-                if job is None:
+                jobs = await self._store.get_all(sent.tenant, submission.job_ids)
+                if not jobs:
                     raise Gone("The generation of this Idempotency-Key was erased.")
-                return job
+                return jobs[0]
 
 
 def _idempotency(call: IdempotentCall, retain_s: int) -> Idempotency:

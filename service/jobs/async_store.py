@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import cast
 
 import structlog
@@ -48,37 +48,40 @@ class AsyncJobStore:
 
     async def submit(
         self,
-        job: Job,
-        *,
+        *jobs: Job,
         idempotency: commands.Idempotency | None,
         limits: commands.SubmitLimits,
-        inputs_prefix: str | None = None,
+        staged: Collection[str] = (),
     ) -> commands.Submission:
-        """Accept a job, or say why not: one round trip, safe to repeat with the same job id."""
-        arguments = commands.submit_arguments(job, idempotency=idempotency, limits=limits, inputs_prefix=inputs_prefix)
+        """Accept jobs of one tenant, all or none, or say why not: one round trip, safe to repeat with the same ids.
+
+        `staged` are the prefixes of `stage_inputs` that these jobs keep from then on.
+        """
+        arguments = commands.submit_arguments(jobs, idempotency=idempotency, limits=limits, staged=staged)
         return commands.submission(cast("list[str]", await self._run("submit", arguments)))
 
-    async def recall(self, tenant: str, idempotency: commands.Idempotency) -> Job | None:
-        """Return the job that this key created with this body; None where there is none, or no longer."""
+    async def recall(self, tenant: str, idempotency: commands.Idempotency) -> list[Job]:
+        """Return the jobs that this key created with this body; empty where there are none, or one is gone."""
         with as_unavailable():
             record = await cast(
                 "Awaitable[dict[str, str]]", self._redis.hgetall(key("idempotency", tenant, idempotency.record))
             )
         if record.get("body") != idempotency.body_sha256:
-            return None
-        return await self.get(tenant, record["job"])
+            return []
+        return await self.get_all(tenant, record["job"].split()) or []
 
-    async def stage_inputs(self, tenant: str, prefix: str) -> RequestRate | None:
-        """Note that inputs are about to be stored under `prefix`: erased in an hour unless a submit names them.
+    async def stage_inputs(self, tenant: str, prefixes: Collection[str], *, jobs: int = 1) -> RequestRate | None:
+        """Note that inputs are about to be stored under these: erased in an hour unless a submit of `jobs` names them.
 
-        Returns None when that is done; the tenant's rate where nothing is left of it, and nothing was noted.
+        Returns None when that is done; the tenant's rate where too little is left of it, and nothing was noted.
         """
-        return commands.told_rate(cast("list[int]", await self._run("stage", [tenant, prefix, _STAGING_MS])))
+        arguments: list[Argument] = [tenant, jobs, _STAGING_MS, *prefixes]
+        return commands.told_rate(cast("list[int]", await self._run("stage", arguments)))
 
-    async def unstage_inputs(self, prefix: str) -> None:
+    async def unstage_inputs(self, prefixes: Collection[str]) -> None:
         """Have staged inputs erased now: their submit was refused."""
         with as_unavailable():
-            await self._redis.zadd(key("erasures"), {prefix: 0}, xx=True)
+            await self._redis.zadd(key("erasures"), dict.fromkeys(prefixes, 0), xx=True)
 
     async def cancel(self, tenant: str, job_id: str) -> Job | None:
         """Cancel; return the job as it is then, None where this tenant has none such."""
@@ -97,9 +100,16 @@ class AsyncJobStore:
         """Return a job; None where it is unknown, another tenant's, or being erased."""
         with as_unavailable():
             fields = await cast("Awaitable[dict[str, str]]", self._redis.hgetall(key("job", job_id)))
-        if fields.get("tenant") != tenant or fields.get("erase_requested") == "1":
-            return None
-        return documents.decode(fields)
+        return documents.decode(fields) if _is_here(fields, tenant) else None
+
+    async def get_all(self, tenant: str, job_ids: Sequence[str]) -> list[Job] | None:
+        """Return these jobs, in one round trip; None where `get` would return None for one of them."""
+        with as_unavailable():
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipe.hgetall(key("job", job_id))
+            found = cast("list[dict[str, str]]", await pipe.execute())
+        return [documents.decode(each) for each in found] if all(_is_here(each, tenant) for each in found) else None
 
     async def ended_lately(self, kind: commands.Queued, name: str) -> commands.Ended:
         """Return how many jobs ended in the last minutes, of a pool or of a tenant."""
@@ -150,7 +160,7 @@ class AsyncJobStore:
             for created_ms, job_id, fields in batch:
                 position = created_ms, job_id
                 scanned += 1
-                if fields.get("tenant") != tenant or fields.get("erase_requested") == "1":
+                if not _is_here(fields, tenant):
                     continue
                 try:
                     job = documents.decode(fields)
@@ -235,6 +245,11 @@ class AsyncJobStore:
         """Return what Redis says of itself (plain INFO: Redis 6.2 takes no list of sections)."""
         with as_unavailable():
             return commands.server_state(await self._redis.info())
+
+
+def _is_here(fields: Mapping[str, str], tenant: str) -> bool:
+    """Whether a stored document is this tenant's, and not being erased."""
+    return fields.get("tenant") == tenant and fields.get("erase_requested") != "1"
 
 
 def _has(job: Job, labels: Mapping[str, str] | None) -> bool:

@@ -57,12 +57,14 @@ class Submission:
     """What became of a submit."""
 
     outcome: SubmitOutcome
-    #: The job created, replayed, gone or of the other body; empty where none is.
-    job_id: str
-    #: When it was created, by Redis' clock; None where nothing was.
+    #: The jobs created, replayed, gone or of the other body, in the order in which they were asked for.
+    job_ids: tuple[str, ...] = ()
+    #: When they were created, by Redis' clock; None where nothing was.
     created_ms: int | None = None
     #: What is left of the tenant's rate; None where it has none.
     rate: RequestRate | None = None
+    #: The pool that is full, where one is.
+    pool: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,27 +174,33 @@ def claim_arguments(models: Collection[str], warm: Collection[str]) -> list[Argu
 
 
 def submit_arguments(
-    job: Job, *, idempotency: Idempotency | None, limits: SubmitLimits, inputs_prefix: str | None
+    jobs: Sequence[Job], *, idempotency: Idempotency | None, limits: SubmitLimits, staged: Collection[str]
 ) -> list[Argument]:
-    """Return ARGV of `submit`, without the clock."""
-    document = [item for pair in documents.encode(job).items() for item in pair]
-    return [
-        job.id,
+    """Return ARGV of `submit`, without the clock. The jobs, one at least, are of one tenant."""
+    more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+    arguments: list[Argument] = [
         idempotency.record if idempotency else "",
         idempotency.body_sha256 if idempotency else "",
         idempotency.ttl_s if idempotency else 0,
         "" if limits.tenant_queued is None else limits.tenant_queued,
         limits.pool_queued,
-        inputs_prefix or "",
-        *bell_arguments(job.id),
-        *document,
+        *bell_arguments(jobs[0].id + more),
+        len(staged),
+        *staged,
     ]
+    for job in jobs:
+        document = [item for pair in documents.encode(job).items() for item in pair]
+        arguments += [len(document), *document]
+    return arguments
 
 
 def submission(reply: Sequence[str]) -> Submission:
     """Read the reply of `submit`."""
     created_ms = int(reply[2]) if reply[2] else None
-    return Submission(cast("SubmitOutcome", reply[0]), reply[1], created_ms, told_rate(reply[3:]))
+    outcome, of, rate = cast("SubmitOutcome", reply[0]), reply[1], told_rate(reply[3:])
+    if outcome == "pool_full":
+        return Submission(outcome, rate=rate, pool=of)
+    return Submission(outcome, tuple(of.split()), created_ms, rate)
 
 
 def told_rate(part: Sequence[str | int]) -> RequestRate | None:

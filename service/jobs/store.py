@@ -44,14 +44,12 @@ class JobStore:
 
     def submit(
         self,
-        job: Job,
-        *,
+        *jobs: Job,
         idempotency: commands.Idempotency | None = None,
         limits: commands.SubmitLimits,
-        inputs_prefix: str | None = None,
     ) -> commands.Submission:
-        """Accept a job, or say why not."""
-        arguments = commands.submit_arguments(job, idempotency=idempotency, limits=limits, inputs_prefix=inputs_prefix)
+        """Accept jobs of one tenant, all or none, or say why not."""
+        arguments = commands.submit_arguments(jobs, idempotency=idempotency, limits=limits, staged=())
         return commands.submission(cast("list[str]", self._run("submit", arguments)))
 
     def claim(

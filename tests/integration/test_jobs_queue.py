@@ -74,9 +74,9 @@ def test_one_idempotency_key_is_one_job_until_the_job_is_erased_and_never_anothe
     once = Idempotency("record", "body", 60)
     assert store.submit(make_job("gen_1"), idempotency=once, limits=ROOM).outcome == "created"
     again = store.submit(make_job("gen_2"), idempotency=once, limits=ROOM)
-    assert (again.outcome, again.job_id) == ("replayed", "gen_1")
+    assert (again.outcome, again.job_ids) == ("replayed", ("gen_1",))
     other_body = store.submit(make_job("gen_3"), idempotency=Idempotency("record", "else", 60), limits=ROOM)
-    assert (other_body.outcome, other_body.job_id) == ("mismatch", "gen_1")
+    assert (other_body.outcome, other_body.job_ids) == ("mismatch", ("gen_1",))
     other_tenant = store.submit(make_job("gen_4", tenant="bob"), idempotency=once, limits=ROOM)
     assert other_tenant.outcome == "created"
     assert store.erase("ada", "gen_1")

@@ -60,7 +60,7 @@ def test_a_quarter_of_a_minutes_calls_may_come_at_once_and_then_one_by_one(
     assert {reply.outcome for reply in replies} == {"created"}
     assert [reply.rate.remaining for reply in replies if reply.rate] == list(reversed(range(15)))
     refused = desk.submit()
-    assert (refused.outcome, refused.job_id, refused.rate) == ("rate_limited", "", RequestRate(60, 0, 1))
+    assert (refused.outcome, refused.job_ids, refused.rate) == ("rate_limited", (), RequestRate(60, 0, 1))
     assert redis_client.hget(key("tenant_counts", "ada"), "queued") == "15"
     desk.now_ms += 998
     assert desk.submit().outcome == "rate_limited"
@@ -102,19 +102,19 @@ def test_a_refusal_of_any_kind_uses_nothing(desk: Desk) -> None:
     first = desk.submit(once=once)
     assert first.rate == RequestRate(8, 1, 8)
     again = desk.submit(once=once)
-    assert (again.outcome, again.job_id, again.rate) == ("replayed", first.job_id, RequestRate(8, 1, 8))
+    assert (again.outcome, again.job_ids, again.rate) == ("replayed", first.job_ids, RequestRate(8, 1, 8))
     assert desk.submit(once=Idempotency("record", "else", 60)).outcome == "mismatch"
     assert desk.submit(room=SubmitLimits(1, 100)).outcome == "tenant_full"
     assert desk.submit(room=SubmitLimits(None, 1)).outcome == "pool_full"
     last = desk.submit()
     assert (last.outcome, last.rate) == ("created", RequestRate(8, 0, 8))
     # The same submit once more, whose reply was lost.
-    lost = desk.submit(job_id=last.job_id)
+    lost = desk.submit(job_id=last.job_ids[0])
     assert (lost.outcome, lost.rate) == ("created", RequestRate(8, 0, 8))
     assert desk.submit().outcome == "rate_limited"
     # What was accepted can be asked for, however fast.
     assert {desk.submit(once=once).outcome for _ in range(20)} == {"replayed"}
-    desk.store.erase("ada", first.job_id)
+    desk.store.erase("ada", first.job_ids[0])
     assert desk.submit(once=once).outcome == "gone"
 
 
@@ -123,7 +123,7 @@ def test_tenants_have_their_rates_each_for_itself(desk: Desk) -> None:
     desk.allow(4, "bob")
     assert desk.accepted(3) == 1
     assert desk.submit("bob").outcome == "created"
-    assert desk.submit("eve") == Submission("created", "gen_4", desk.now_ms, rate=None)
+    assert desk.submit("eve") == Submission("created", ("gen_4",), desk.now_ms, rate=None)
 
 
 def test_without_a_limit_nothing_is_counted(desk: Desk, redis_client: redis.Redis) -> None:
@@ -191,4 +191,4 @@ def test_a_clock_that_is_set_back_locks_nobody_out(desk: Desk) -> None:
 @pytest.mark.parametrize("limit", ["", "nan", "inf", "many", "0", "-5", "1e300", str(MAX_RATE + 1)])
 def test_a_damaged_limit_is_none_and_breaks_no_submit(desk: Desk, redis_client: redis.Redis, limit: str) -> None:
     redis_client.hset(key("tenant", "ada"), "max_requests_per_minute", limit)
-    assert desk.submit() == Submission("created", "gen_0", desk.now_ms, rate=None)
+    assert desk.submit() == Submission("created", ("gen_0",), desk.now_ms, rate=None)

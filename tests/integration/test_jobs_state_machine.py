@@ -34,6 +34,7 @@ from tests.jobs import make_job
 POOLS = ("default", "xl")
 TENANTS = ("ada", "bob", "eve")
 RUNNING_CAP = {"bob": 2}
+FEW = st.integers(1, 3)
 
 
 @dataclass
@@ -108,29 +109,24 @@ class Queue(RuleBasedStateMachine):
         )
         for _ in range(times):
             reply = self.runner.run(self.async_store.submit(job, idempotency=None, limits=SubmitLimits(None, 1000)))
-            assert (reply.outcome, reply.job_id) == ("created", job.id)
+            assert (reply.outcome, reply.job_ids) == ("created", (job.id,))
         self.seen[job.id] = Seen(tenant)
         return job.id
 
-    @rule(target=jobs, tenant=st.sampled_from(TENANTS), name=st.integers(1, 3), body=st.integers(1, 2))
-    def submit_with_key(self, tenant, name, body):
-        job = make_job(f"gen_{self.number('job')}", tenant=tenant, created_ms=self.now_ms)
-        idempotency = Idempotency(record=f"key{name}", body_sha256=f"body{body}", ttl_s=86_400)
-        reply = self.runner.run(self.async_store.submit(job, idempotency=idempotency, limits=SubmitLimits(None, 1000)))
+    @rule(target=jobs, tenant=st.sampled_from(TENANTS), name=FEW, body=FEW, size=FEW)
+    def submit_with_key(self, tenant, name, body, size):
+        many = [make_job(f"gen_{self.number('job')}", tenant=tenant, created_ms=self.now_ms) for _ in range(size)]
+        once = Idempotency(record=f"key{name}", body_sha256=f"body{body}", ttl_s=86_400)
+        reply = self.runner.run(self.async_store.submit(*many, idempotency=once, limits=SubmitLimits(None, 1000)))
         if reply.outcome == "created":
-            assert reply.job_id == job.id
-            self.seen[job.id] = Seen(tenant)
-            return job.id
-        assert self.redis.exists(key("job", job.id)) == 0
-        first = self.seen[reply.job_id]
-        assert first.tenant == tenant
-        if reply.outcome == "gone":
-            assert first.erased or first.forgotten
-        elif reply.outcome == "replayed":
-            assert not first.erased
-            assert not first.forgotten
-        else:
-            assert reply.outcome == "mismatch"
+            assert reply.job_ids == tuple(job.id for job in many)
+            self.seen |= {job.id: Seen(tenant) for job in many}
+            return multiple(*reply.job_ids)
+        assert self.redis.exists(*[key("job", job.id) for job in many]) == 0
+        earlier = [self.seen[job_id] for job_id in reply.job_ids]
+        assert {seen.tenant for seen in earlier} == {tenant}
+        lost = any(seen.erased or seen.forgotten for seen in earlier)
+        assert reply.outcome in {"mismatch", "gone" if lost else "replayed"}
         return multiple()
 
     @rule(job_id=jobs)

@@ -220,12 +220,13 @@ local function rate_of(tenant, now)
   -- Sums of gaps are not exact; a millisecond is as fine as the clock.
   local remaining = math.floor(room + math.min(0.01, 1 / gap))
   local next_ms = remaining < burst and (remaining + 1 - room) * gap or 0
-  return { per_minute = per_minute, used = math.min(used_until + gap, full), remaining = remaining, next_ms = next_ms }
+  return { per_minute = per_minute, used_until = used_until, gap = gap, full = full, remaining = remaining, next_ms = next_ms }
 end
 
--- Counts one job, where something was left; `rate` is stale afterwards.
-local function use(tenant, rate)
-  redis.call('SET', k('tenant_rate', tenant), string.format('%.3f', rate.used), 'PX', LIMITS.rate_window_ms)
+-- Counts so many jobs, where as much was left; `rate` is stale afterwards.
+local function use(tenant, rate, jobs)
+  local used = math.min(rate.used_until + jobs * rate.gap, rate.full)
+  redis.call('SET', k('tenant_rate', tenant), string.format('%.3f', used), 'PX', LIMITS.rate_window_ms)
 end
 
 -- A rate as scripts return it: per minute, remaining, s until one more; nothing where there is none.

@@ -1,8 +1,9 @@
 -- Notes that inputs are about to be stored: they are erased after a while unless a submit names them. Not so where the
 -- tenant's rate would refuse that submit now: nothing is to be stored for it.
--- ARGV: now, tenant, prefix, ms after which it is erased. Returns {} when it was noted, else what is told of the rate.
+-- ARGV: now, tenant, jobs of the submit, ms after which it is erased, prefixes …
+-- Returns {} when they were noted, else what is told of the rate.
 local now = clock(ARGV[1])
 local rate = rate_of(ARGV[2], now)
-if rate and rate.remaining < 1 then return { told(rate) } end
-redis.call('ZADD', k('erasures'), now + tonumber(ARGV[4]), ARGV[3])
+if rate and rate.remaining < tonumber(ARGV[3]) then return { told(rate) } end
+for i = 5, #ARGV do redis.call('ZADD', k('erasures'), now + tonumber(ARGV[4]), ARGV[i]) end
 return {}

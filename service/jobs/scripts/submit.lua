@@ -1,65 +1,87 @@
--- Accepts a job, or says why not. One round trip, safe to repeat: the same id is accepted once.
--- ARGV: now, id, idempotency record or '', body hash, record ttl (s), default cap of queued jobs per tenant or '',
---       cap of queued jobs in the pool, staged prefix or '', bell (see take_bell), document fields …
--- Returns {outcome, job id, created_ms, rate (see told) …}; created_ms is empty where nothing was created. What is
--- refused, and what repeats an accepted call, uses nothing of the tenant's rate.
+-- Accepts one or more jobs of one tenant, all of them or none, or says why not. One round trip, safe to repeat: the same
+-- ids are accepted once.
+-- ARGV: now, idempotency record or '', body hash, record ttl (s), default cap of queued jobs per tenant or '',
+--       cap of queued jobs in a pool, bell (see take_bell), number of staged prefixes, these prefixes …, then for each
+--       job: number of fields × 2, document fields …
+-- Returns {outcome, job ids (the pool, where one is full), created_ms, rate (see told) …}; created_ms is empty where
+-- nothing was created. What is refused, and what repeats an accepted call, uses nothing of the tenant's rate.
 local now = clock(ARGV[1])
-local id, record, body, record_ttl_s = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local job, flat = {}, {}
-for i = take_bell(9), #ARGV, 2 do job[ARGV[i]] = ARGV[i + 1] end
+local record, body, record_ttl_s = ARGV[2], ARGV[3], ARGV[4]
+local staged, jobs, ids, waiting = {}, {}, {}, {}
+local at = take_bell(7)
+for i = at + 1, at + tonumber(ARGV[at]) do staged[#staged + 1] = ARGV[i] end
+at = at + 1 + #staged
+while at <= #ARGV do
+  local job, last = {}, at + tonumber(ARGV[at])
+  for i = at + 1, last, 2 do job[ARGV[i]] = ARGV[i + 1] end
+  jobs[#jobs + 1], ids[#ids + 1] = job, job.id
+  waiting[job.pool] = (waiting[job.pool] or 0) + 1
+  at = last + 1
+end
+local tenant = jobs[1].tenant
 
-local rate = rate_of(job.tenant, now)
+local rate = rate_of(tenant, now)
 local function answer(outcome, of, created_ms) return { outcome, of, created_ms, told(rate) } end
 
-local accepted = redis.call('HGET', k('job', id), 'created_ms')
-if accepted then return answer('created', id, accepted) end
+for _, id in ipairs(ids) do
+  local accepted = redis.call('HGET', k('job', id), 'created_ms')
+  if accepted then return answer('created', table.concat(ids, ' '), accepted) end
+end
 
 if record ~= '' then
-  local known = redis.call('HMGET', k('idempotency', job.tenant, record), 'job', 'body')
+  local known = redis.call('HMGET', k('idempotency', tenant, record), 'job', 'body')
   if known[1] then
     if known[2] ~= body then return answer('mismatch', known[1], '') end
-    local erased = redis.call('HGET', k('job', known[1]), 'erase_requested')
-    if erased == '0' then return answer('replayed', known[1], '') end
-    return answer('gone', known[1], '')
+    for id in string.gmatch(known[1], '%S+') do
+      if redis.call('HGET', k('job', id), 'erase_requested') ~= '0' then return answer('gone', known[1], '') end
+    end
+    return answer('replayed', known[1], '')
   end
 end
 
-if rate and rate.remaining < 1 then return answer('rate_limited', '', '') end
-local settings = redis.call('HMGET', k('tenant', job.tenant), 'max_queued')
-local cap = tonumber(settings[1] or '') or tonumber(ARGV[6])
-if cap and number(redis.call('HGET', k('tenant_counts', job.tenant), 'queued')) >= cap then
+if rate and rate.remaining < #jobs then return answer('rate_limited', '', '') end
+local settings = redis.call('HMGET', k('tenant', tenant), 'max_queued')
+local cap = tonumber(settings[1] or '') or tonumber(ARGV[5])
+if cap and number(redis.call('HGET', k('tenant_counts', tenant), 'queued')) + #jobs > cap then
   return answer('tenant_full', '', '')
 end
-if number(redis.call('HGET', k('pool', job.pool), 'queued')) >= tonumber(ARGV[7]) then
-  return answer('pool_full', '', '')
+for pool, more in pairs(waiting) do
+  if number(redis.call('HGET', k('pool', pool), 'queued')) + more > tonumber(ARGV[6]) then
+    return answer('pool_full', pool, '')
+  end
 end
 
--- The submitter's clock only measures spans; the moments are Redis'.
-local skew = now - number(job.created_ms)
-for _, name in ipairs({ 'created_ms', 'start_by_ms', 'finish_by_ms' }) do
-  if job[name] ~= '' then job[name] = string.format('%d', number(job[name]) + skew) end
+for pool, more in pairs(waiting) do
+  redis.call('SADD', k('pools'), pool)
+  redis.call('HINCRBY', k('pool', pool), 'queued', more)
 end
-job.sequence = tostring(redis.call('HINCRBY', k('pool', job.pool), 'sequence', 1))
-for name, value in pairs(job) do
-  flat[#flat + 1] = name
-  flat[#flat + 1] = value
+redis.call('HINCRBY', k('tenant_counts', tenant), 'queued', #jobs)
+for _, job in ipairs(jobs) do
+  -- The submitter's clock only measures spans; the moments are Redis'.
+  local skew = now - number(job.created_ms)
+  for _, name in ipairs({ 'created_ms', 'start_by_ms', 'finish_by_ms' }) do
+    if job[name] ~= '' then job[name] = string.format('%d', number(job[name]) + skew) end
+  end
+  job.sequence = tostring(redis.call('HINCRBY', k('pool', job.pool), 'sequence', 1))
+  local flat = {}
+  for name, value in pairs(job) do
+    flat[#flat + 1] = name
+    flat[#flat + 1] = value
+  end
+  redis.call('HSET', k('job', job.id), unpack(flat))
+  redis.call('ZADD', k('tenant_jobs', tenant), job.created_ms, job.id)
+  enqueue(job.id, job)
+  schedule_deadline(job.id, job)
+  ring(job.pool)
 end
-redis.call('HSET', k('job', id), unpack(flat))
-redis.call('ZADD', k('tenant_jobs', job.tenant), job.created_ms, id)
-redis.call('SADD', k('pools'), job.pool)
-redis.call('HINCRBY', k('pool', job.pool), 'queued', 1)
-redis.call('HINCRBY', k('tenant_counts', job.tenant), 'queued', 1)
-enqueue(id, job)
-schedule_deadline(id, job)
 if record ~= '' then
-  redis.call('HSET', k('idempotency', job.tenant, record), 'job', id, 'body', body)
-  redis.call('EXPIRE', k('idempotency', job.tenant, record), record_ttl_s)
+  redis.call('HSET', k('idempotency', tenant, record), 'job', table.concat(ids, ' '), 'body', body)
+  redis.call('EXPIRE', k('idempotency', tenant, record), record_ttl_s)
 end
-if ARGV[8] ~= '' then redis.call('ZREM', k('erasures'), ARGV[8]) end
-ring(job.pool)
-meter(job.tenant, now, { requests = 1 })
+if #staged > 0 then redis.call('ZREM', k('erasures'), unpack(staged)) end
+meter(tenant, now, { requests = #jobs })
 if rate then
-  use(job.tenant, rate)
-  rate = rate_of(job.tenant, now)
+  use(tenant, rate, #jobs)
+  rate = rate_of(tenant, now)
 end
-return answer('created', id, job.created_ms)
+return answer('created', table.concat(ids, ' '), jobs[1].created_ms)
