@@ -13,7 +13,7 @@ TEST_PROCESSES := $(if $(TEST_REDIS_URL),,--numprocesses=auto --maxprocesses=4 -
 TRAINING_STAGES := data autoencoder text-encoder denoiser lora controlnet textual-inversion classifier evaluate evaluate-extras
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check check-gateway openapi bench train clean environment environment-dev
+.PHONY: help run test check check-gateway openapi lint-openapi bench train clean environment environment-dev
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ check-gateway: ## Install the gateway's extra alone and import all of it: no tor
 
 openapi: environment-dev ## Write openapi.yaml from the app
 	@$(BIN)/python -m service.api.openapi > openapi.yaml.new && mv openapi.yaml.new openapi.yaml
+
+lint-openapi: ## Lint openapi.yaml with Redocly, from the npm registry; needs Node.js
+	@REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true \
+		npx --yes @redocly/cli@2.77.0 lint --config tests/architecture/redocly.yaml openapi.yaml
 
 bench: environment-dev ## Measure what docs/performance.md reports
 	$(BIN)/python -m benchmarks.latency

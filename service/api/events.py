@@ -46,7 +46,7 @@ data: {"id":"gen_…","status":"succeeded","revision":9, …}
 
 """
 
-#: One event, as OpenAPI 3.2 and FastAPI describe them.
+#: One event. OpenAPI 3.1 has no word for it; 3.2 calls it itemSchema.
 _EVENT: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -85,7 +85,7 @@ _EVENT: dict[str, Any] = {
     responses={
         200: {
             "description": "The events; a comment where there was none for a while.",
-            "content": {MEDIA_TYPE: {"itemSchema": _EVENT, "example": _EXAMPLE}},
+            "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "x-item-schema": _EVENT, "example": _EXAMPLE}},
         },
         204: {"description": "It has ended, and Last-Event-ID is its last revision: do not come again."},
         **doc.refusals(404, 410, 422),

@@ -12,7 +12,7 @@ from service.api.gateway import caller_of, gateway_of
 from service.api.operation import Operation
 from service.contract.catalog import DType, Execution, Family, Limits, StepRange, UnusedField
 from service.contract.generation import SigmaSpacing, Task
-from service.contract.schedulers import ALIASES, SCHEDULERS
+from service.contract.schedulers import ALIASES, SCHEDULERS, SchedulerSpec
 from service.jobs.commands import RegisteredModel
 
 ModelState = Literal["warm", "loading", "cold", "unavailable"]
@@ -106,20 +106,21 @@ class SchedulerList(_Resource):
 _MODELS_PATH = "/v1/models"
 _MODEL_PATH = _MODELS_PATH + "/{model_id}"
 
-_SCHEDULERS = SchedulerList(
-    data=[
-        SchedulerResource(
-            id=spec.name,
-            title=spec.title,
-            aliases=[alias for alias, name in ALIASES.items() if name == spec.name],
-            diffusers_class=spec.diffusers_class,
-            config=spec.config,
-            sigmas=list(spec.spacings),
-            tasks=list(spec.tasks),
-        )
-        for spec in SCHEDULERS.values()
-    ]
-)
+
+def scheduler_resource(spec: SchedulerSpec) -> SchedulerResource:
+    """Return what a caller sees of a scheduler."""
+    return SchedulerResource(
+        id=spec.name,
+        title=spec.title,
+        aliases=[alias for alias, name in ALIASES.items() if name == spec.name],
+        diffusers_class=spec.diffusers_class,
+        config=spec.config,
+        sigmas=list(spec.spacings),
+        tasks=list(spec.tasks),
+    )
+
+
+_SCHEDULERS = SchedulerList(data=[scheduler_resource(spec) for spec in SCHEDULERS.values()])
 
 
 @router.get(
@@ -132,7 +133,7 @@ async def list_models(request: Request) -> Response:
     """Answer with every model."""
     await caller_of(request)
     models = await gateway_of(request).models.models()
-    return _json(ModelList(data=[_model(model) for model in models]))
+    return _json(ModelList(data=[model_resource(model) for model in models]))
 
 
 @router.get(
@@ -145,7 +146,7 @@ async def list_models(request: Request) -> Response:
 async def get_model(request: Request) -> Response:
     """Answer with one model."""
     await caller_of(request)
-    return _json(_model(await gateway_of(request).models.model(str(request.path_params["model_id"]))))
+    return _json(model_resource(await gateway_of(request).models.model(str(request.path_params["model_id"]))))
 
 
 @router.get(
@@ -164,7 +165,8 @@ def _json(resource: BaseModel) -> Response:
     return Response(resource.model_dump_json(), media_type="application/json")
 
 
-def _model(model: RegisteredModel) -> ModelResource:
+def model_resource(model: RegisteredModel) -> ModelResource:
+    """Return what a caller sees of a model."""
     card = model.card
     return ModelResource(
         id=card.id,

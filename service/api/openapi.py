@@ -10,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from service.api.application import build_api
+from service.api.examples import add_examples
 from service.api.problems import Problem
 from service.generations.request import GenerationRequest
 from service.settings.gateway import HttpSettings
@@ -19,13 +20,23 @@ _SECURITY = "apiKey"
 
 def document(api: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document of the application."""
-    found = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
+    found = get_openapi(
+        title=api.title,
+        version=api.version,
+        description=api.description,
+        routes=api.routes,
+        servers=[
+            {"url": "http://127.0.0.1:8000", "description": "A gateway on this machine, as `make run` starts it."}
+        ],
+        license_info={"name": "MIT", "identifier": "MIT"},
+    )
     _, definitions = models_json_schema(
         [(GenerationRequest, "validation"), (Problem, "validation")], ref_template="#/components/schemas/{model}"
     )
     components = found.setdefault("components", {})
     schemas = cast("dict[str, Any]", components.setdefault("schemas", {}))
     schemas.update(definitions["$defs"])
+    add_examples(schemas)
     components["schemas"] = dict(sorted(schemas.items()))
     components["securitySchemes"] = {
         _SECURITY: {
@@ -38,7 +49,16 @@ def document(api: FastAPI) -> dict[str, Any]:
     for path, operations in cast("dict[str, dict[str, Any]]", found["paths"]).items():
         for operation in operations.values():
             operation["security"] = [{_SECURITY: []}] if path.startswith("/v1/") else []
+            _drop_untold(operation)
     return found
+
+
+def _drop_untold(operation: dict[str, Any]) -> None:
+    """Leave out the JSON of no schema that FastAPI adds to replies that have none."""
+    for response in operation["responses"].values():
+        content = response.get("content", {})
+        if content.get("application/json", {}).get("schema") == {}:
+            del content["application/json"]
 
 
 def as_yaml(openapi: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from service.api.application import build_api
@@ -54,3 +55,33 @@ def test_every_number_of_the_request_has_its_limits(contract: dict[str, Any]) ->
 
 def test_nothing_of_fastapis_own_validation_is_documented(contract: dict[str, Any]) -> None:
     assert "HTTPValidationError" not in str(contract)
+
+
+def described(contract: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return every description of a body, asked for or answered, by where it is."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, each in operations(contract).items():
+        bodies = {"request": each.get("requestBody", {}), **each["responses"]}
+        for kind, body in bodies.items():
+            found |= {f"{name} {kind} {media}": told for media, told in body.get("content", {}).items()}
+    return found
+
+
+def examples(contract: dict[str, Any], told: dict[str, Any]) -> list[Any]:
+    """Return the examples of a body: its own, or those of the schema that it names."""
+    if "example" in told:
+        return [told["example"]]
+    own = [each["value"] for each in told.get("examples", {}).values()]
+    component = told["schema"].get("$ref", "").rpartition("/")[2]
+    return own or contract["components"]["schemas"].get(component, {}).get("examples", [])
+
+
+def test_every_body_of_json_has_an_example_that_its_schema_allows(contract: dict[str, Any]) -> None:
+    of_json = {name: told for name, told in described(contract).items() if name.endswith("json")}
+    assert len(of_json) > 100
+    for name, told in of_json.items():
+        shown = examples(contract, told)
+        assert shown, f"{name} has no example: give it one in service/api/examples.py"
+        schema = {**told["schema"], "components": contract["components"]}
+        for example in shown:
+            jsonschema.Draft202012Validator(schema).validate(example)
