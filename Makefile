@@ -54,6 +54,9 @@ lint-openapi: ## Lint openapi.yaml with Redocly, from the npm registry; needs No
 bench: environment-dev ## Measure what docs/performance.md reports
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.rates
+	$(BIN)/python -m benchmarks.queue_depth
+	$(BIN)/python -m benchmarks.waiters
+	$(BIN)/python -m benchmarks.fairness
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.boxed_model
 	$(BIN)/python -m benchmarks.batching

@@ -1,0 +1,88 @@
+"""Names to checked addresses, once, and connections to those and no others.
+
+A name that is looked up a second time may lead elsewhere (DNS rebinding). Here the connection is opened by a backend
+that was given the checked addresses and does not look at the name; the name only remains in TLS and in `Host`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
+from typing import cast
+
+import httpcore
+
+from service.net.addresses import Address
+
+#: Gives the addresses of a host, in the order they are to be tried; raises OSError where there are none.
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+
+#: Names that are looked up at once. The system's resolver cannot be broken off: a slow one keeps its thread.
+_LOOKUPS = 32
+#: s until the next of several addresses is tried.
+_NEXT_ADDRESS_S = 3.0
+#: Addresses of a name that are tried.
+_MOST_ADDRESSES = 6
+
+
+class SystemResolver:
+    """The system's resolver, on threads of its own: those of the event loop also look up Redis."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="resolve")
+
+    async def resolve(self, host: str, port: int) -> Sequence[str]:
+        """Return a host's addresses in the system's order; raises OSError where there are none."""
+        loop = asyncio.get_running_loop()
+        # As bytes, the name is not put through Python's own IDNA.
+        found = await loop.run_in_executor(self._threads, _look_up, host.encode("ascii"), port)
+        return list(dict.fromkeys(found))
+
+    def close(self) -> None:
+        """Let the threads go; a lookup that hangs is not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _look_up(host: bytes, port: int) -> list[str]:
+    return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+class PinnedBackend(httpcore.AsyncNetworkBackend):
+    """Opens connections to the given addresses, whatever host is asked for."""
+
+    def __init__(self, addresses: Sequence[Address]) -> None:
+        self._addresses = addresses[:_MOST_ADDRESSES]
+        # httpcore has another class of that name for machines without anyio.
+        self._sockets = cast("httpcore.AsyncNetworkBackend", httpcore.AnyIOBackend())
+
+    async def connect_tcp(
+        self,
+        host: str,  # noqa: ARG002 - on purpose
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to the first address that answers; raises `httpcore.ConnectError` or `ConnectTimeout` of the last."""
+        *before, last = self._addresses
+        for address in before:
+            try:
+                return await self._sockets.connect_tcp(
+                    str(address), port, _NEXT_ADDRESS_S, local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                continue
+        return await self._sockets.connect_tcp(str(last), port, timeout, local_address, socket_options)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait; httpcore asks for it between retries."""
+        await asyncio.sleep(seconds)
+
+
+def addresses_of(found: Iterable[str]) -> list[Address]:
+    """Return what a resolver found, as addresses; raises ValueError for what is none."""
+    # A scope (fe80::1%eth0) belongs to link-local addresses, which are refused with and without it.
+    return [ip_address(each.partition("%")[0]) for each in found]
