@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -19,6 +20,12 @@ from tests.gateway import EMOJI, SHAPES, Hand, gateway_process, make_key, show_m
 DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
 
 
+def shell_examples() -> list[str]:
+    """Return the examples in their order, those in Python as a command of the shell too."""
+    found = re.findall(r"^```(sh|python)\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [text if kind == "sh" else f'"$PYTHON" - <<"END_OF_EXAMPLE"\n{text}END_OF_EXAMPLE' for kind, text in found]
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the examples are for curl")
 def test_the_examples_run_as_they_stand(
     redis_client: redis.Redis,
@@ -28,7 +35,7 @@ def test_the_examples_run_as_they_stand(
     tmp_path: Path,
 ) -> None:
     show_models(redis_client, SHAPES, EMOJI)
-    examples = re.findall(r"^```sh\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    examples = shell_examples()
     assert len(examples) >= 8
     stopping = threading.Event()
 
@@ -41,7 +48,13 @@ def test_the_examples_run_as_they_stand(
     worker = threading.Thread(target=draw)
     with gateway_process(redis_settings, storage_settings) as gateway:
         worker.start()
-        environment = {**os.environ, "GATEWAY": gateway.url, "KEY": make_key(redis_client), "no_proxy": "127.0.0.1"}
+        environment = {
+            **os.environ,
+            "GATEWAY": gateway.url,
+            "KEY": make_key(redis_client),
+            "PYTHON": sys.executable,
+            "no_proxy": "127.0.0.1",
+        }
         script = "set -eu\n" + "\n".join(examples)
         done = subprocess.run(
             ["bash", "-c", script], check=False, cwd=tmp_path, env=environment, capture_output=True, timeout=120
@@ -49,6 +62,21 @@ def test_the_examples_run_as_they_stand(
         stopping.set()
         worker.join(timeout=10)
     assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()[-2000:]
-    for name, kind in {"circle.png": "PNG", "second.png": "PNG", "blue.webp": "WEBP"}.items():
+    for name, kind in {"circle.png": "PNG", "second.png": "PNG", "client.png": "PNG", "blue.webp": "WEBP"}.items():
         with Image.open(tmp_path / name) as picture:
             assert picture.format == kind
+
+
+def test_the_client_is_typed(tmp_path: Path) -> None:
+    (client,) = (text for text in re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.M | re.S))
+    (tmp_path / "client.py").write_text(client, encoding="utf-8")
+    (tmp_path / "pyproject.toml").write_text('[tool.basedpyright]\ntypeCheckingMode = "strict"\n', encoding="utf-8")
+    checker = Path(sys.executable).with_name("basedpyright")
+    done = subprocess.run(
+        [checker, "--pythonpath", sys.executable, "client.py"],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
