@@ -30,6 +30,7 @@ ScriptName = Literal[
     "drained",
     "usage",
     "webhook_secrets",
+    "census",
 ]
 SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = get_args(ScriptName)
 
