@@ -13,6 +13,12 @@ EventType = Literal[
     "generation.expired",
 ]
 
+#: Which events of a generation a caller may ask for; `completed` is its end, however it ended.
+WebhookEvent = Literal["started", "progress", "completed"]
+
+#: pending: to be sent, or sent again; superseded: the generation ended before it was sent.
+EventState = Literal["pending", "delivered", "failed", "superseded"]
+
 
 def event_id(job_id: str, event_type: str) -> str:
     """Return the id of an event: the same for every delivery attempt and every execution that tells it."""

@@ -100,8 +100,6 @@ class Job(BaseModel):
     suspect: bool = False
     #: Arrival order in the pool, kept over a take-back so that the job returns to the front.
     sequence: int = 0
-    #: Jobs of its tenant and class that waited when it was accepted.
-    ahead: int = 0
     #: Denoiser rows × steps that this request asks for, what fairness between tenants is measured in.
     cost: FiniteFloat = 1.0
     model: str
@@ -138,6 +136,8 @@ class Job(BaseModel):
     request_id: str | None = None
     #: Where its events go; absent = nowhere.
     webhook_url: str | None = None
+    #: Which of them: `service.contract.events.WebhookEvent`, or what later versions know.
+    webhook_events: tuple[str, ...] = ("completed",)
 
     @property
     def ended(self) -> bool:

@@ -23,7 +23,9 @@ from service.jobs.soundness import Finding, judge_redis
 
 Argument = str | bytes | int | float
 
-SubmitOutcome = Literal["created", "replayed", "mismatch", "gone", "rate_limited", "tenant_full", "pool_full"]
+SubmitOutcome = Literal[
+    "created", "replayed", "mismatch", "gone", "rate_limited", "tenant_full", "pool_full", "endpoints_full"
+]
 CommitOutcome = Literal["committed", "already_committed", "fenced"]
 ReleaseReason = Literal["drained", "engine_lost"]
 RenewAnswer = Literal["ok", "cancel", "fenced"]
@@ -65,8 +67,6 @@ class Submission:
     rate: RequestRate | None = None
     #: The pool that is full, where one is.
     pool: str = ""
-    #: Of each job that this call created, those of its tenant and class that waited before it.
-    aheads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +199,10 @@ def submit_arguments(
 def submission(reply: Sequence[str]) -> Submission:
     """Read the reply of `submit`."""
     created_ms = int(reply[2]) if reply[2] else None
-    outcome, of, rate = cast("SubmitOutcome", reply[0]), reply[1], told_rate(reply[4:])
+    outcome, of, rate = cast("SubmitOutcome", reply[0]), reply[1], told_rate(reply[3:])
     if outcome == "pool_full":
         return Submission(outcome, rate=rate, pool=of)
-    return Submission(outcome, tuple(of.split()), created_ms, rate, aheads=tuple(map(int, reply[3].split())))
+    return Submission(outcome, tuple(of.split()), created_ms, rate)
 
 
 def told_rate(part: Sequence[str | int]) -> RequestRate | None:

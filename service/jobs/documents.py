@@ -14,15 +14,16 @@ from pydantic import BaseModel, ValidationError
 from service.contract.errors import DarkroomError
 from service.contract.job import Job
 
-_JSON_FIELDS = frozenset({"spec", "images", "timings", "receipt", "error", "labels"})
+_JSON_FIELDS = frozenset({"spec", "images", "timings", "receipt", "error", "labels", "webhook_events"})
 _BOOLEANS = frozenset({"suspect", "cancel_requested", "erase_requested", "previewed"})
 _LITERAL_INTEGERS = frozenset({"schema_version"})
 
 #: Made once: `json.dumps` makes one for every call that asks for anything but its defaults.
 _to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
-#: What only the scripts read: paid for, times passed over, who committed, whether `started` was told.
-BOOKKEEPING = frozenset({"charged", "passed", "committed_by", "told_start"})
+#: What only the scripts read: paid for, times passed over, who committed, whether `started` was told, and at which
+#: revision and when progress was.
+BOOKKEEPING = frozenset({"charged", "passed", "committed_by", "told_start", "told_progress", "told_progress_ms"})
 
 
 class CorruptDocument(DarkroomError):

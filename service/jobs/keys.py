@@ -27,8 +27,6 @@ KEYS: MappingProxyType[str, str] = MappingProxyType(
         "tenant_held": "dr:tenant:%s:held",
         # hash secret → "created_ms until_ms sealed": what a tenant's webhooks are signed with
         "webhook_secrets": "dr:tenant:%s:webhook_secrets",
-        # set of tenants, by pool and priority: those with jobs waiting that are at their running cap
-        "held": "dr:held:%s:%s",
         # hash {requests, images, gpu_ms}, by tenant and day (days since 1970, UTC)
         "usage": "dr:usage:%s:%s",
         # string, a number: jobs that ended, by `pool` or `tenant`, its name, and slot of time
@@ -51,10 +49,23 @@ KEYS: MappingProxyType[str, str] = MappingProxyType(
         "deadlines": "dr:deadlines",
         # zset object prefix → when it is due to be erased, ms
         "erasures": "dr:erasures",
-        # zset event → when it is due to be sent, ms
+        # zset endpoint → when a sender has to look at its queue, ms
         "outbox": "dr:outbox",
-        # hash {job, tenant, type, revision, created_ms}
+        # hash: a generation's event and what became of it (`service.jobs.outbox`)
         "event": "dr:event:%s",
+        # hash {tenant, url, created_ms, disabled_ms, disabled_reason (gone, failing, by_request), failing_since_ms,
+        # failures, hold_until_ms, last_success_ms}: a tenant and an exact URL; its id is "ep_" and a SHA-1 over both
+        "endpoint": "dr:endpoint:%s",
+        # zset event → when it is due to be sent, ms; of one that is being sent, when the sender's lease ends
+        "endpoint_queue": "dr:endpoint:%s:queue",
+        # zset event → end of the sender's lease, ms: events that are being sent
+        "endpoint_sending": "dr:endpoint:%s:sending",
+        # zset endpoint → when a generation last named it, or told it something, ms
+        "tenant_endpoints": "dr:tenant:%s:endpoints",
+        # zset event → created_ms: a tenant's delivery log
+        "tenant_deliveries": "dr:tenant:%s:deliveries",
+        # zset event → end of the sender's lease, ms
+        "tenant_sending": "dr:tenant:%s:sending",
         # zset agent → until when it counts as alive, ms
         "agents": "dr:agents",
         # string, JSON: what an agent holds

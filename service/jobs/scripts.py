@@ -30,7 +30,8 @@ ScriptName = Literal[
     "drained",
     "usage",
     "webhook_secrets",
-    "census",
+    "due_deliveries",
+    "record_delivery",
 ]
 SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = get_args(ScriptName)
 
@@ -54,14 +55,34 @@ LIMITS: Final[dict[str, int]] = {
     "ended_slots": 20,
     # Secrets of a tenant's webhooks that are valid beside the present one; each adds a signature to every message.
     "earlier_secrets": 3,
+    # Webhook endpoints that a tenant may have; one that nobody named for so long (ms) makes room.
+    "endpoints": 1000,
+    "endpoint_idle_ms": 30 * 86_400_000,
+    # Events that a tenant's delivery log has, and attempts that an event's has.
+    "deliveries": 10_000,
+    "attempts_logged": 12,
+    # ms; an event is kept so much longer than its generation, should nobody take it away with it.
+    "event_slack_ms": 86_400_000,
+    # ms between two events of progress of a job, at least.
+    "progress_gap_ms": 5000,
+    # Endpoints, and events of each, that one look of a sender goes through.
+    "endpoints_looked": 200,
+    # Senders that may be lost while they send an event.
+    "senders_lost": 20,
+    # ms after which an endpoint is looked at again that has as much in flight as it bears, or that is damaged.
+    "full_pause_ms": 250,
+    "damaged_pause_ms": 60_000,
+    # ms for which a receiver may ask to be left alone, at most.
+    "hold_max_ms": 3_600_000,
 }
 
 
 @cache
 def script_text(name: ScriptName) -> str:
-    """Return the full text of one script: tables, library, body."""
+    """Return the full text of one script: tables, libraries, body."""
     folder = resources.files("service.jobs") / "scripts"
-    return "\n".join([_tables(), (folder / "lib.lua").read_text("utf-8"), (folder / f"{name}.lua").read_text("utf-8")])
+    parts = [(folder / f"{part}.lua").read_text("utf-8") for part in ("base", "events", "lib", name)]
+    return "\n".join([_tables(), *parts])
 
 
 @cache

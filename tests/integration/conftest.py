@@ -7,12 +7,15 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 import redis
+from redis.asyncio import Redis as AsyncRedis
 
+from service.jobs.outbox import WebhookOutbox
 from service.settings.gateway import GatewaySettings
 from service.settings.groups import RedisSettings, StorageSettings
 from service.storage.s3 import ObjectStorage
 from tests.clock import QueueClock
 from tests.gateway import EMOJI, SHAPES, Hand, gateway_settings, make_key, serving, show_models
+from tests.outbox import SenderHand
 
 
 @pytest.fixture
@@ -48,3 +51,10 @@ def storage(storage_settings: StorageSettings) -> Iterator[ObjectStorage]:
 @pytest.fixture
 def hand(redis_client: redis.Redis, storage: ObjectStorage) -> Hand:
     return Hand(redis_client, storage)
+
+
+@pytest.fixture
+async def sender(valkey_url: str, redis_client: redis.Redis, clock: QueueClock) -> AsyncIterator[SenderHand]:
+    client = AsyncRedis.from_url(valkey_url, decode_responses=True)
+    yield SenderHand(WebhookOutbox(client, clock=clock), clock)
+    await client.aclose()

@@ -9,9 +9,8 @@ from rq.job import Job as Bell
 from rq.serializers import JSONSerializer
 
 from service.contract.errors import FailureCode
-from service.contract.events import event_id
 from service.contract.generation import ResultImage, Timings
-from service.contract.job import JobError, Status
+from service.contract.job import Status
 from service.jobs import documents
 from service.jobs.commands import Holding, Idempotency, Outcome, SubmitLimits
 from service.jobs.keys import key
@@ -242,23 +241,6 @@ def test_a_record_is_due_when_its_retention_is_over(store: JobStore, clock: Queu
     assert store.due_erasures() == []
     clock.now_ms += 1
     assert store.due_erasures() == ["ada/2026/11/gen_1/"]
-
-
-def test_the_outbox_names_started_once_and_the_end_replaces_it(redis_client: redis.Redis, store: JobStore) -> None:
-    submit(store, "gen_1", webhook_url="https://example.com/hook")
-    store.claim("default", "e0", "agent")
-    assert redis_client.zrange(key("outbox"), 0, -1) == ["evt_gen_1_started"]
-    redis_client.zrem(key("outbox"), "evt_gen_1_started")
-    redis_client.delete(key("event", "evt_gen_1_started"))
-    store.release("gen_1", "e0", "drained")
-    store.claim("default", "e1", "agent")
-    assert redis_client.zcard(key("outbox")) == 0
-    error = JobError(code="internal", message="m", retryable=True)
-    store.commit("gen_1", "e1", Outcome(Status.FAILED, error=error))
-    assert redis_client.zrange(key("outbox"), 0, -1) == [event_id("gen_1", "generation.failed")]
-    event = redis_client.hgetall(key("event", "evt_gen_1_failed"))
-    assert (event["job"], event["type"]) == ("gen_1", "generation.failed")
-    assert event["revision"] == redis_client.hget(key("job", "gen_1"), "revision")
 
 
 def test_usage_counts_requests_images_and_device_time(

@@ -7,6 +7,7 @@ away; crashed agents simply never speak again, or speak too late.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
@@ -54,7 +55,6 @@ class Queue(RuleBasedStateMachine):
 
     jobs = Bundle("jobs")
     executions = Bundle("executions")
-    lost = Bundle("lost")
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,6 +106,7 @@ class Queue(RuleBasedStateMachine):
             start_by_ms=None if start_s is None else self.now_ms - 77 + 1000 * start_s,
             finish_by_ms=None if finish_s is None else self.now_ms - 77 + 1000 * finish_s,
             webhook_url="https://example.com/hook" if webhook else None,
+            webhook_events=("started", "progress", "completed"),
         )
         for _ in range(times):
             reply = self.runner.run(self.async_store.submit(job, idempotency=None, limits=SubmitLimits(None, 1000)))
@@ -368,8 +369,8 @@ class Queue(RuleBasedStateMachine):
         while due := self.store.due_erasures():
             for prefix in due:
                 self.store.forget(prefix)
-        # What bells leave is RQ's; events stay for the sender, which renders the terminal ones of the jobs it finds.
-        left = {name for name in self.redis.scan_iter("dr:*") if not name.startswith(("dr:event:", "dr:outbox"))}
+        # What bells leave is RQ's; endpoints stay known, of their events nothing is left.
+        left = {name for name in self.redis.scan_iter("dr:*") if not re.fullmatch(r"dr:.+:(endpoints|ep_\w+)", name)}
         kept = {key("pools"), *(key("pool", pool) for pool in POOLS), *(key("tenant", t) for t in RUNNING_CAP)}
         kept |= {key("tenant_counts", tenant) for tenant in TENANTS}
         idle = {key("idle", pool, priority) for pool in POOLS for priority in PRIORITIES}

@@ -9,6 +9,7 @@ if job.erase_requested == '1' then return 1 end
 redis.call('ZREM', k('tenant_jobs', tenant), id)
 redis.call('HSET', k('job', id), 'erase_requested', '1', 'spec', '', 'labels', '{}', 'images', '[]', 'error', '')
 job.erase_requested = '1'
+forget_events(id, job, now)
 if job.status == 'queued' then
   finish(id, job, 'canceled', now, {})
 else

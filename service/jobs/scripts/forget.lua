@@ -6,6 +6,7 @@ local job = read(id)
 if job then
   if not TERMINAL[job.status] or job.object_prefix ~= prefix then return 0 end
   redis.call('ZREM', k('tenant_jobs', job.tenant), id)
+  forget_events(id, job, clock(ARGV[1]))
   redis.call('DEL', k('job', id))
 end
 redis.call('ZREM', k('erasures'), prefix)

@@ -1,36 +1,4 @@
--- Shared by every script; loaded in front of each. The loader puts KEYS_OF, TRANSITIONS, TERMINAL, PRIORITIES and LIMITS
--- before it, from the Python tables of the same names.
-
-local function k(name, ...)
-  return string.format(KEYS_OF[name], ...)
-end
-
--- Milliseconds by Redis' clock, or the test's.
-local function clock(override)
-  if override ~= '' then return tonumber(override) end
-  local t = redis.call('TIME')
-  return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
-end
-
-local function read(id)
-  local flat = redis.call('HGETALL', k('job', id))
-  if #flat == 0 then return nil end
-  local job = {}
-  for i = 1, #flat, 2 do job[flat[i]] = flat[i + 1] end
-  return job
-end
-
--- A finite number, or 0: `nan` and `inf` are numbers to Lua, and errors to Redis.
-local function number(text)
-  local value = tonumber(text)
-  if not value or value ~= value or value == math.huge or value == -math.huge then return 0 end
-  return value
-end
-
--- A count: 0 to 2^53, whatever is stored.
-local function count(text)
-  return math.max(0, math.min(number(text), 9007199254740992))
-end
+-- What happens to a job: shared by every script, behind `base` and `events`.
 
 -- Every change of status passes here: the one place that knows which exist.
 local function change(id, job, status, fields)
@@ -90,7 +58,6 @@ local function dequeue(id, job)
     local score = redis.call('ZSCORE', k('active', job.pool, job.priority), job.tenant)
     if score then deactivate(job.pool, job.priority, job.tenant, tonumber(score)) end
     redis.call('SREM', k('tenant_held', job.tenant), job.pool .. ' ' .. job.priority)
-    redis.pcall('SREM', k('held', job.pool, job.priority), job.tenant)
   end
 end
 
@@ -132,7 +99,6 @@ local function unhold(tenant)
   for _, entry in ipairs(redis.call('SMEMBERS', held)) do
     redis.call('SREM', held, entry)
     local pool, priority = string.match(entry, '^(%S+) (%S+)$')
-    redis.pcall('SREM', k('held', pool, priority), tenant)
     if redis.call('EXISTS', k('queue', pool, priority, tenant)) == 1 then
       activate(pool, priority, tenant)
       ring(pool)
@@ -150,21 +116,6 @@ local function let_go(id, job)
   hide_preview(id)
   redis.call('ZREM', k('leases'), id)
   if job.execution_id and job.execution_id ~= '' then redis.call('HDEL', k('executions'), job.execution_id) end
-end
-
--- The transactional outbox: an entry names the event; its body is rendered from the document when it is sent.
-local function tell(id, job, kind, now)
-  if not job.webhook_url or job.webhook_url == '' then return end
-  local event = 'evt_' .. id .. '_' .. kind
-  if TERMINAL[kind] then
-    local started = 'evt_' .. id .. '_started'
-    redis.call('ZREM', k('outbox'), started)
-    redis.call('DEL', k('event', started))
-  end
-  if redis.call('EXISTS', k('event', event)) == 1 then return end
-  redis.call('HSET', k('event', event), 'job', id, 'tenant', job.tenant, 'type', 'generation.' .. kind,
-    'revision', job.revision, 'created_ms', now)
-  redis.call('ZADD', k('outbox'), now, event)
 end
 
 -- Counts a job that ended, in its pool and for its tenant: how fast places become free is what `Retry-After` says. No
