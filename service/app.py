@@ -95,7 +95,9 @@ def _gateway(
     models = ModelDirectory(store, cache_s=settings.admission.models_cache_s)
     authenticator: Authenticator = LocalAuthenticator()
     if settings.auth.auth == "keys":
-        authenticator = KeyAuthenticator(client, cache_s=settings.auth.key_cache_s)
+        authenticator = KeyAuthenticator(
+            client, cache_s=settings.auth.key_cache_s, failures_per_minute=settings.auth.auth_failures_per_minute
+        )
     submit = SubmitGeneration(
         store=store,
         inputs=InputPictures(store=store, storage=storage, limits=_picture_limits(settings.admission), threads=threads),

@@ -113,7 +113,7 @@ IDEMPOTENCY_KEY: Parameter = {
 _REFUSALS: dict[int, str] = {
     400: "The request is malformed.",
     401: "No valid API key came along.",
-    403: "This is not allowed.",
+    403: "This is not allowed, or the key has not the scope for it.",
     404: "There is no such thing here, or it is another tenant's.",
     405: "This method is not supported here.",
     406: "None of the accepted media types can be given.",
@@ -122,7 +122,7 @@ _REFUSALS: dict[int, str] = {
     413: "The body is too large.",
     415: "The content type is not supported.",
     422: "One or more fields are wrong, or the Idempotency-Key was used with another body.",
-    429: "The tenant's own limit is reached, or its rate.",
+    429: "The tenant's own limit is reached, or its rate; or too many wrong keys came from this address.",
     500: "Something went wrong on the server's side.",
     503: "The system is full, or a part of it does not answer.",
     504: "The deadline of the generation passed before its picture was drawn.",
@@ -150,13 +150,13 @@ _AUTHENTICATE = {"WWW-Authenticate": {"description": "How to authenticate.", "sc
 def refusals(*statuses: int) -> Responses:
     """Return the documentation of these problems, and of those that any call may get."""
     found: Responses = {}
-    for status in sorted({*statuses, 400, 401, 403, 405, 500, 503}):
+    for status in sorted({*statuses, 400, 401, 403, 405, 429, 500, 503}):
         found[status] = {
             "description": _REFUSALS[status],
             "content": {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}},
         }
         if status in {429, 503}:
-            found[status]["headers"] = _RETRY_AFTER | (RATE_HEADERS if status == 429 else {})
+            found[status]["headers"] = _RETRY_AFTER | (RATE_HEADERS if 429 in statuses and status == 429 else {})
         if status == 401:
             found[status]["headers"] = _AUTHENTICATE
     return found

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from service.api.access import MissingScope
+from service.api.operation import KEY_SCOPE
 from service.contract.errors import Unauthenticated
 from service.generations.cancel import CancelGeneration
 from service.generations.erase import EraseGeneration
@@ -51,11 +53,18 @@ def gateway_of(request: Request) -> Gateway:
 
 
 async def caller_of(request: Request) -> Caller:
-    """Return who calls; raises `Unauthenticated` or `Unavailable`."""
+    """Return who calls; raises `Unauthenticated`, `MissingScope`, `TooManyAttempts` or `Unavailable`."""
     headers = request.headers.getlist("authorization")
     if len(headers) > 1:
         # Whatever stands in front of us may have looked at the other one.
         raise Unauthenticated("Send one Authorization header.")
-    caller = await gateway_of(request).authenticator.caller(headers[0] if headers else None)
+    # Behind a proxy that we trust, whom that one saw: uvicorn has put it here.
+    client = request.scope.get("client")
+    caller = await gateway_of(request).authenticator.caller(
+        headers[0] if headers else None, address=client[0] if client else None
+    )
     bind_tenant(caller.tenant)
+    required = request.scope[KEY_SCOPE]
+    if required not in caller.scopes:
+        raise MissingScope(required)
     return caller

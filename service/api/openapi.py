@@ -9,13 +9,21 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from service.api.access import SCOPE_OF
 from service.api.application import build_api
 from service.api.examples import add_examples
 from service.api.problems import Problem
 from service.generations.request import GenerationRequest
 from service.settings.gateway import HttpSettings
+from service.tenants.scopes import SCOPES
 
 _SECURITY = "apiKey"
+
+_KEYS = """Made by `darkroom keys create`; shown once. A gateway with AUTH=none asks for none.
+
+A key has every scope, or those it was made with; `x-scope` of an operation says which one it asks for:
+
+""" + "\n".join(f"- `{scope}`: {words}" for scope, words in SCOPES.items())
 
 
 def document(api: FastAPI) -> dict[str, Any]:
@@ -43,13 +51,15 @@ def document(api: FastAPI) -> dict[str, Any]:
             "type": "http",
             "scheme": "bearer",
             "bearerFormat": "dk_<id>_<secret>",
-            "description": "Made by `darkroom keys create`; shown once. A gateway with AUTH=none asks for none.",
+            "description": _KEYS,
         }
     }
     for path, operations in cast("dict[str, dict[str, Any]]", found["paths"]).items():
         for operation in operations.values():
             operation["security"] = [{_SECURITY: []}] if path.startswith("/v1/") else []
             _drop_untold(operation)
+            if path.startswith("/v1/"):
+                operation["x-scope"] = SCOPE_OF[operation["operationId"]]
     return found
 
 

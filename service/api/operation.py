@@ -15,9 +15,13 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from service.api.access import SCOPE_OF
 from service.api.loopback import is_json
 from service.api.strict_json import parse_object
 from service.contract.errors import UnsupportedMedia
+
+#: Where the scope of a key that the operation asks for is kept in the scope of its request.
+KEY_SCOPE = "darkroom.key_scope"
 
 T = TypeVar("T")
 
@@ -29,8 +33,11 @@ class Operation(APIRoute):
 
     def __init__(self, path: str, endpoint: Handler, **options: Any) -> None:
         super().__init__(path, endpoint, **options)
+        #: None where no key is asked for.
+        self.key_scope = SCOPE_OF.get(self.operation_id or "")
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            scope[KEY_SCOPE] = self.key_scope
             response = await endpoint(Request(scope, receive, send))
             await response(scope, receive, send)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.access import MissingScope
 from service.api.rate_headers import rate_headers
 from service.contract import errors
 from service.contract.errors import DarkroomError, FailureCode
@@ -53,6 +54,7 @@ STATUSES: dict[type[DarkroomError], HTTPStatus] = {
     errors.RequestError: HTTPStatus.BAD_REQUEST,
     errors.LimitReached: HTTPStatus.TOO_MANY_REQUESTS,
     errors.RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.TooManyAttempts: HTTPStatus.TOO_MANY_REQUESTS,
     errors.Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.GenerationFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -148,6 +150,9 @@ def _headers(err: DarkroomError) -> dict[str, str]:
     match err:
         case errors.Unauthenticated():
             headers["WWW-Authenticate"] = 'Bearer realm="darkroom"'
+        case MissingScope():
+            # RFC 6750, section 3.1.
+            headers["WWW-Authenticate"] = f'Bearer realm="darkroom", error="insufficient_scope", scope="{err.scope}"'
         case MethodNotAllowed():
             headers["Allow"] = err.allow
         case errors.RequestTimedOut():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.cli.auditing import audit
 from service.cli.tenancy import keys, tenants
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ models = typer.Typer(no_args_is_help=True, help="What can be drawn with.")
 app.add_typer(tenants, name="tenants")
 app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")
+app.command()(audit)
 
 Url = Annotated[str | None, typer.Option(help="Address of the gateway [DARKROOM_URL].", show_default=False)]
 Key = Annotated[str | None, typer.Option(help="API key, dk_… [DARKROOM_KEY].", show_default=False)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -23,6 +23,11 @@ def show(table: Table) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
     console.print(table)
+
+
+def printable(text: str) -> str:
+    """Return a text with `?` for what a terminal would obey."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def models_table(models: Sequence[dict[str, Any]]) -> Table:
@@ -48,12 +53,13 @@ def tenants_table(tenants: Sequence[Tenant]) -> Table:
     return table
 
 
-def keys_table(keys: Sequence[ApiKey]) -> Table:
+def keys_table(keys: Sequence[ApiKey], used: Mapping[str, date]) -> Table:
     """A tenant's keys; never a secret."""
-    table = _table("Key", "Label", "Since", "State")
+    table = _table("Key", "Label", "Scopes", "Since", "Last used", "State")
     for key in keys:
         state = f"revoked {_day(key.revoked_ms)}" if key.revoked_ms else "live"
-        _row(table, key.id, key.label, _day(key.created_ms), state)
+        scopes = "all" if key.scopes is None else ", ".join(sorted(key.scopes)) or "none"
+        _row(table, key.id, key.label, scopes, _day(key.created_ms), used.get(key.id, "never"), state)
     return table
 
 
@@ -74,7 +80,7 @@ def _table(*columns: str) -> Table:
 
 
 def _row(table: Table, *cells: object) -> None:
-    table.add_row(*(escape(str(cell)) for cell in cells))
+    table.add_row(*(escape(printable(str(cell))) for cell in cells))
 
 
 def _limit(value: int | None) -> str:

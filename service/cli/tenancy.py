@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from service.cli.failure import CommandFailed
+from service.cli.redis_access import opened_redis
 
 if TYPE_CHECKING:
-    from redis import Redis
-
     from service.tenants.records import TenantLimits
+    from service.tenants.scopes import Scope
 
 tenants = typer.Typer(no_args_is_help=True, help="Whom jobs and limits belong to [DARKROOM_REDIS_URL].")
 keys = typer.Typer(no_args_is_help=True, help="API keys of tenants [DARKROOM_REDIS_URL].")
 
+KeyId = Annotated[str, typer.Argument(help="The key's id, as `darkroom keys list` shows it.", show_default=False)]
 TenantId = Annotated[str, typer.Argument(help="The tenant's id: a-z, 0-9 and -.", show_default=False)]
 Weight = Annotated[float | None, typer.Option(help="Share of the workers relative to other tenants.")]
 MaxRequestsPerMinute = Annotated[
@@ -25,6 +24,10 @@ MaxRequestsPerMinute = Annotated[
 ]
 MaxQueued = Annotated[str | None, typer.Option(help="Most jobs waiting; `none` for no limit.", show_default=False)]
 MaxRunning = Annotated[str | None, typer.Option(help="Most jobs running; `none` for no limit.", show_default=False)]
+Scopes = Annotated[
+    list[str] | None,
+    typer.Option("--scope", help="What the key may do: generate, read or webhooks; repeat it for more. [default: all]"),
+]
 TopPriority = Annotated[Literal["high", "normal", "low"] | None, typer.Option(help="Highest priority of its jobs.")]
 
 
@@ -44,7 +47,7 @@ def add_tenant(
     from service.tenants.store import TenantStore  # noqa: PLC0415
 
     _require_printable("--name", name)
-    with _redis() as redis:
+    with opened_redis() as redis:
         limits = _changed(
             TenantLimits(),
             weight=weight,
@@ -63,7 +66,7 @@ def list_tenants() -> None:
     from service.cli.tables import show, tenants_table  # noqa: PLC0415 - a command imports when it runs
     from service.tenants.store import TenantStore  # noqa: PLC0415
 
-    with _redis() as redis:
+    with opened_redis() as redis:
         show(tenants_table(TenantStore(redis).list()))
 
 
@@ -79,7 +82,7 @@ def set_tenant(
     """Change limits of a tenant; what is not named stays. Gateways follow within two seconds."""
     from service.tenants.store import TenantStore  # noqa: PLC0415 - a command imports when it runs
 
-    with _redis() as redis:
+    with opened_redis() as redis:
         store = TenantStore(redis)
         limits = _changed(
             store.get(tenant).limits,
@@ -101,7 +104,7 @@ def remove_tenant(
     """Remove a tenant and all its keys. What it has drawn is erased when its retention is over."""
     from service.tenants.store import TenantStore  # noqa: PLC0415 - a command imports when it runs
 
-    with _redis() as redis:
+    with opened_redis() as redis:
         removed = TenantStore(redis).remove(tenant, force=force)
     canceled = f", {removed.canceled} generations canceled" if removed.canceled else ""
     typer.echo(f"Tenant {tenant} removed, {removed.keys} keys revoked{canceled}; ended generations go by their time")
@@ -111,13 +114,15 @@ def remove_tenant(
 def create_key(
     tenant: TenantId,
     label: Annotated[str, typer.Option(help="For people: where the key is used.")] = "",
+    scope: Scopes = None,
 ) -> None:
     """Make a key for a tenant and print it; it is shown only now."""
     from service.tenants.store import KeyStore  # noqa: PLC0415 - a command imports when it runs
 
     _require_printable("--label", label)
-    with _redis() as redis:
-        made = KeyStore(redis).create(tenant, label=label)
+    scopes = _scopes(scope)
+    with opened_redis() as redis:
+        made = KeyStore(redis).create(tenant, label=label, scopes=scopes)
     typer.echo(made.text)
     typer.echo(f"Key {made.key.id} of {tenant}: keep the line above, it cannot be shown again.", err=True)
 
@@ -128,41 +133,31 @@ def list_keys(tenant: TenantId) -> None:
     from service.cli.tables import keys_table, show  # noqa: PLC0415 - a command imports when it runs
     from service.tenants.store import KeyStore, TenantStore  # noqa: PLC0415
 
-    with _redis() as redis:
+    with opened_redis() as redis:
         TenantStore(redis).get(tenant)
-        show(keys_table(KeyStore(redis).list(tenant)))
+        store = KeyStore(redis)
+        show(keys_table(store.list(tenant), store.used(tenant)))
+
+
+@keys.command("set")
+def set_key(key_id: KeyId, scope: Scopes = None) -> None:
+    """Change what a key may do, everywhere within two seconds; without --scope it may do everything."""
+    from service.tenants.store import KeyStore  # noqa: PLC0415 - a command imports when it runs
+
+    scopes = _scopes(scope)
+    with opened_redis() as redis:
+        changed = KeyStore(redis).set_scopes(key_id, scopes)
+    typer.echo(f"Key {changed.id} of {changed.tenant} changed")
 
 
 @keys.command("revoke")
-def revoke_key(key_id: Annotated[str, typer.Argument(help="The key's id, as `darkroom keys list` shows it.")]) -> None:
+def revoke_key(key_id: KeyId) -> None:
     """Make a key open nothing from now on, everywhere within two seconds."""
     from service.tenants.store import KeyStore  # noqa: PLC0415 - a command imports when it runs
 
-    with _redis() as redis:
+    with opened_redis() as redis:
         revoked = KeyStore(redis).revoke(key_id)
     typer.echo(f"Key {revoked.id} of {revoked.tenant} revoked")
-
-
-@contextlib.contextmanager
-def _redis() -> Iterator[Redis]:
-    """Open the Redis of the environment; whatever goes wrong with it is one line."""
-    from redis.exceptions import RedisError  # noqa: PLC0415 - a command imports when it runs
-
-    from service.cli.configuration import read_configuration  # noqa: PLC0415
-    from service.contract.errors import DarkroomError  # noqa: PLC0415
-    from service.jobs.connection import connect  # noqa: PLC0415
-    from service.settings.groups import RedisSettings  # noqa: PLC0415
-
-    client = connect(read_configuration(RedisSettings))
-    try:
-        yield client
-    except DarkroomError as err:
-        raise CommandFailed(err.message[:1].upper() + err.message[1:] + ".") from err
-    except RedisError as err:
-        msg = f"Redis does not answer as it should ({err}); DARKROOM_REDIS_URL says which one is asked."
-        raise CommandFailed(msg) from err
-    finally:
-        client.close()
 
 
 def _require_printable(option: str, text: str) -> None:
@@ -170,6 +165,19 @@ def _require_printable(option: str, text: str) -> None:
     if not text.isprintable():
         msg = f"{option}: must be one line of printable text."
         raise CommandFailed(msg, exit_code=2)
+
+
+def _scopes(named: list[str] | None) -> frozenset[Scope] | None:
+    """Return what was named on the command line; None = all. CommandFailed for what is no scope."""
+    from service.tenants.scopes import ALL_SCOPES  # noqa: PLC0415 - a command imports when it runs
+
+    if not named or named == ["all"]:
+        return None
+    unknown = set(named) - ALL_SCOPES
+    if unknown:
+        msg = f"--scope: there is no such scope; there are {', '.join(sorted(ALL_SCOPES))}, or all."
+        raise CommandFailed(msg, exit_code=2)
+    return cast("frozenset[Scope]", frozenset(named))
 
 
 def _changed(limits: TenantLimits, **given: float | str | None) -> TenantLimits:

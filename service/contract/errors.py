@@ -13,7 +13,8 @@
     │   ├── Gone                     it existed, and was erased
     │   └── IdempotencyMismatch
     ├── LimitReached                 the tenant's own limit
-    │   └── RateLimited              of calls in a time
+    │   ├── RateLimited              of calls in a time
+    │   └── TooManyAttempts          with wrong keys, from one address
     ├── Overloaded                   the system's limit
     ├── Unavailable                  Redis or the storage does not answer
     └── GenerationFailed             a job ended without a picture
@@ -183,6 +184,12 @@ class RateLimited(LimitReached):
         message = f"This tenant may create {rate.per_minute} generations a minute; the next one in {wait_s} s."
         super().__init__(message, retry_after_s=wait_s)
         self.rate = rate
+
+
+class TooManyAttempts(LimitReached):
+    """Too many calls with a wrong key came from this address."""
+
+    code = "too_many_attempts"
 
 
 class Overloaded(DarkroomError):

@@ -76,6 +76,8 @@ KEYS: MappingProxyType[str, str] = MappingProxyType(
         "models": "dr:models",
         # hash: by kind of device, what calls of an engine cost (`service.jobs.costs`)
         "costs": "dr:costs:%s",
+        # stream: changes of tenants, keys and webhook endpoints (`service.tenants.audit`)
+        "audit": "dr:audit",
         # string: the key of the MAC in ids
         "secret": "dr:secret",
         # pub/sub: a job changed; the message is "revision status"

@@ -46,6 +46,8 @@ LIMITS: Final[dict[str, int]] = {
     "losses": 10,
     # s; how long a day's usage is kept: a year and a month to bill by.
     "usage_ttl_s": 400 * 86_400,
+    # Changes that the audit log keeps: some 3 MB.
+    "audit_entries": 10_000,
     # See `service.contract.rate`.
     "rate_window_ms": 1000 * RATE_WINDOW_S,
     "rate_parts": RATE_PARTS,

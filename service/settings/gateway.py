@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.settings.groups import LogSettings, RedisSettings, StorageSettings
@@ -44,8 +44,20 @@ class HttpSettings(BaseSettings):
     keep_alive_s: int = Field(default=75, ge=1, le=3600)
     #: s for open requests to finish after SIGTERM; waits are answered, and streams ended, at once.
     shutdown_grace_s: int = Field(default=10, ge=1, le=600)
-    #: Addresses of proxies whose `X-Forwarded-For` is believed, separated by commas; empty = nobody's.
+    #: Addresses or networks of proxies whose `X-Forwarded-For` is believed, separated by commas; empty = nobody's. Who
+    #: calls is then the right-most entry that is no such proxy: what stands left of it, anybody may have written.
     trusted_proxies: str = ""
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, proxies: str) -> str:
+        try:
+            for each in filter(None, map(str.strip, proxies.split(","))):
+                ipaddress.ip_network(each)
+        except ValueError:
+            msg = "must be addresses or networks, separated by commas, such as 10.0.0.7,172.30.84.0/24"
+            raise ValueError(msg) from None
+        return ",".join(filter(None, map(str.strip, proxies.split(","))))
 
 
 class AuthSettings(BaseSettings):
@@ -57,6 +69,9 @@ class AuthSettings(BaseSettings):
     auth: Literal["keys", "none"] = Field(default="keys", validation_alias=AliasChoices("DARKROOM_AUTH", "AUTH"))
     #: s that a looked-up key is trusted without asking Redis: how long a revoked key may still work. At most 2.
     key_cache_s: float = Field(default=2.0, ge=0, le=2)
+    #: Calls with a wrong key that one address (a /64 of IPv6) may make in a minute; beyond, 429. Who mistypes needs a
+    #: few, many machines behind one address some more.
+    auth_failures_per_minute: int = Field(default=60, ge=1, le=100_000)
 
 
 class AdmissionSettings(BaseSettings):

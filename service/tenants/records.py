@@ -4,7 +4,8 @@
     dr:tenant:{id}       hash {name, created_ms, weight, max_requests_per_minute, max_queued, max_running,
                          top_priority}; absent = no limit
     dr:tenant:{id}:keys  set of key ids
-    dr:key:{key_id}      hash {tenant, secret_sha256, created_ms, label, revoked_ms}
+    dr:tenant:{id}:used  hash key id → the last day on which it opened something (days since 1970, UTC)
+    dr:key:{key_id}      hash {tenant, secret_sha256, created_ms, label, scopes, revoked_ms}; no scopes = all of them
 
 The scripts of `service.jobs` read `weight` and the `max_…` from the tenant's hash.
 """
@@ -12,6 +13,7 @@ The scripts of `service.jobs` read `weight` and the `max_…` from the tenant's 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date, timedelta
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -20,6 +22,7 @@ from redis.typing import EncodableT, FieldT
 from service.contract.errors import DarkroomError
 from service.contract.job import PRIORITIES, Priority
 from service.contract.rate import MAX_RATE
+from service.tenants.scopes import ALL_SCOPES, Scope, scopes_of, scopes_text
 
 #: Everybody on this machine, when keys are switched off.
 LOCAL_TENANT = "local"
@@ -97,7 +100,8 @@ class Tenant(BaseModel):
 class ApiKey(BaseModel):
     """A key as stored: the secret itself is nowhere."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    # Fields of later versions are left alone: the key goes on opening what it opens.
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     id: str
     tenant: TenantId
@@ -106,19 +110,27 @@ class ApiKey(BaseModel):
     created_ms: int
     #: For people; free text.
     label: str = ""
+    #: What it may do; None = everything, also what later versions add.
+    scopes: frozenset[Scope] | None = None
     #: Since when it opens nothing; None = it is live.
     revoked_ms: int | None = None
 
     def to_hash(self) -> Mapping[FieldT, EncodableT]:
         """Return the fields of its hash."""
-        fields = self.model_dump(exclude={"id"}, exclude_none=True)
-        return {field: str(value) for field, value in fields.items()}
+        fields = self.model_dump(exclude={"id", "scopes"}, exclude_none=True)
+        scopes = {} if self.scopes is None else {"scopes": scopes_text(self.scopes)}
+        return {**{field: str(value) for field, value in fields.items()}, **scopes}
+
+    @property
+    def granted(self) -> frozenset[Scope]:
+        """What it may do of what there is."""
+        return ALL_SCOPES if self.scopes is None else self.scopes
 
     @classmethod
     def from_hash(cls, key_id: str, fields: Mapping[str, str]) -> ApiKey:
         """Read what `to_hash` wrote; raises `TenantError` for what it did not."""
         try:
-            return cls.model_validate({"id": key_id, **fields})
+            return cls.model_validate({"id": key_id, **fields, "scopes": scopes_of(fields.get("scopes"))})
         except ValidationError as err:
             raise _damaged(api_key_key(key_id), err) from err
 
@@ -129,6 +141,13 @@ def _damaged(redis_key: str, err: ValidationError) -> TenantError:
     return TenantError(f"the record {redis_key} in Redis is damaged: see its field {field[:64]}")
 
 
+def used_day(text: str) -> date | None:
+    """Read a day of `keys_used_key`; None for what is none."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 6):
+        return None
+    return date(1970, 1, 1) + timedelta(days=int(text))
+
+
 def tenant_key(tenant_id: str) -> str:
     """Return the Redis key of a tenant's hash."""
     return f"dr:tenant:{tenant_id}"
@@ -137,6 +156,11 @@ def tenant_key(tenant_id: str) -> str:
 def tenant_keys_key(tenant_id: str) -> str:
     """Return the Redis key of the set of a tenant's key ids."""
     return f"dr:tenant:{tenant_id}:keys"
+
+
+def keys_used_key(tenant_id: str) -> str:
+    """Return the Redis key of the hash that says when a tenant's keys were used last."""
+    return f"dr:tenant:{tenant_id}:used"
 
 
 def api_key_key(key_id: str) -> str:

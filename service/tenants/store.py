@@ -1,9 +1,13 @@
-"""Making, listing, changing and removing tenants and keys. Synchronous: the command line's side."""
+"""Making, listing, changing and removing tenants and keys. Synchronous: the command line's side.
+
+Every change is noted in the audit log (`service.tenants.audit`) by the transaction that makes it.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from datetime import date
 from typing import cast
 
 import redis
@@ -14,6 +18,7 @@ from service.contract.job import Status
 from service.jobs.keys import key as jobs_key
 from service.jobs.scripts import LIMITS
 from service.jobs.store import JobStore
+from service.tenants import audit
 from service.tenants.key_text import hash_secret, new_key
 from service.tenants.records import (
     TENANTS_KEY,
@@ -22,9 +27,12 @@ from service.tenants.records import (
     TenantError,
     TenantLimits,
     api_key_key,
+    keys_used_key,
     tenant_key,
     tenant_keys_key,
+    used_day,
 )
+from service.tenants.scopes import Scope, scopes_text
 
 #: s; a removed tenant's webhook secrets outlast every attempt to deliver what is left of it.
 _SECRETS_LEFT_S = 7 * 86_400
@@ -48,10 +56,11 @@ class Removal:
 
 
 class TenantStore:
-    """Tenants in Redis. The client must decode responses."""
+    """Tenants in Redis. The client must decode responses; `who` is noted with every change."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, *, who: str | None = None) -> None:
         self._redis = client
+        self._who = who or audit.operator()
 
     def create(self, tenant_id: str, *, name: str = "", limits: TenantLimits | None = None) -> Tenant:
         """Make a tenant; raises `TenantError` where the id is malformed or taken."""
@@ -75,17 +84,17 @@ class TenantStore:
             pipeline.hset(tenant_key(tenant_id), mapping=tenant.to_hash())
             pipeline.sadd(TENANTS_KEY, tenant_id)
             # What an earlier tenant of this id used, and signed with, is not the new one's to see.
-            pipeline.unlink(*_usage_keys(tenant_id), jobs_key("webhook_secrets", tenant_id))
+            pipeline.unlink(*_usage_keys(tenant_id), keys_used_key(tenant_id), jobs_key("webhook_secrets", tenant_id))
+            given = {"name": name} if name else {}
+            changes = {**given, **_changes(TenantLimits(), tenant.limits)}
+            audit.note(pipeline, "tenant_created", who=self._who, tenant=tenant_id, changes=changes)
 
         self._redis.transaction(make, tenant_key(tenant_id))
         return tenant
 
     def get(self, tenant_id: str) -> Tenant:
         """Return a tenant; raises `TenantError` where there is none."""
-        fields = cast("dict[str, str]", self._redis.hgetall(tenant_key(tenant_id)))
-        if not fields:
-            raise _unknown(tenant_id)
-        return Tenant.from_hash(tenant_id, fields)
+        return Tenant.from_hash(tenant_id, self._fields(tenant_id, self._redis))
 
     def list(self) -> list[Tenant]:
         """Return every tenant by id."""
@@ -98,13 +107,21 @@ class TenantStore:
 
     def set_limits(self, tenant_id: str, limits: TenantLimits) -> Tenant:
         """Replace a tenant's limits; running gateways follow within two seconds."""
-        tenant = self.get(tenant_id).model_copy(update={"limits": limits})
         absent = [field for field, value in limits if value is None]
-        pipeline = self._redis.pipeline(transaction=True)
-        pipeline.hset(tenant_key(tenant_id), mapping=tenant.to_hash())
-        if absent:
-            pipeline.hdel(tenant_key(tenant_id), *absent)
-        pipeline.execute()
+
+        def change(pipeline: Pipeline) -> None:
+            nonlocal tenant
+            before = Tenant.from_hash(tenant_id, self._fields(tenant_id, pipeline))
+            tenant = before.model_copy(update={"limits": limits})
+            pipeline.multi()
+            pipeline.hset(tenant_key(tenant_id), mapping=tenant.to_hash())
+            if absent:
+                pipeline.hdel(tenant_key(tenant_id), *absent)
+            if changes := _changes(before.limits, limits):
+                audit.note(pipeline, "limits_changed", who=self._who, tenant=tenant_id, changes=changes)
+
+        tenant = self.get(tenant_id)
+        self._redis.transaction(change, tenant_key(tenant_id))
         JobStore(self._redis).unhold(tenant_id)
         return tenant
 
@@ -117,8 +134,9 @@ class TenantStore:
         removed_keys = canceled = 0
         if force:
             # Keys first, so that nothing new comes after what is canceled.
+            keys = KeyStore(self._redis, who=self._who)
             for key_id in cast("set[str]", self._redis.smembers(tenant_keys_key(tenant_id))):
-                self._redis.hsetnx(api_key_key(key_id), "revoked_ms", str(_now_ms()))
+                keys.shut(tenant_id, key_id)
             canceled = self._cancel_all(tenant_id)
 
         def drop(pipeline: Pipeline) -> None:
@@ -136,14 +154,23 @@ class TenantStore:
             key_ids = cast("set[str]", pipeline.smembers(tenant_keys_key(tenant_id)))
             pipeline.multi()
             pipeline.delete(tenant_key(tenant_id), tenant_keys_key(tenant_id), *map(api_key_key, key_ids))
+            pipeline.delete(keys_used_key(tenant_id))
             # What is still to be delivered of it is signed as before.
             pipeline.expire(jobs_key("webhook_secrets", tenant_id), _SECRETS_LEFT_S)
             pipeline.srem(TENANTS_KEY, tenant_id)
             removed_keys = len(key_ids)
+            gone = {"keys": removed_keys, "canceled": canceled}
+            audit.note(pipeline, "tenant_removed", who=self._who, tenant=tenant_id, changes=gone)
 
         watched = (tenant_key(tenant_id), tenant_keys_key(tenant_id), jobs_key("tenant_counts", tenant_id))
         self._redis.transaction(drop, *watched)
         return Removal(removed_keys, canceled)
+
+    def _fields(self, tenant_id: str, client: redis.Redis | Pipeline) -> dict[str, str]:
+        fields = cast("dict[str, str]", client.hgetall(tenant_key(tenant_id)))
+        if not fields:
+            raise _unknown(tenant_id)
+        return fields
 
     def _cancel_all(self, tenant_id: str) -> int:
         jobs, canceled = JobStore(self._redis), 0
@@ -155,16 +182,22 @@ class TenantStore:
 
 
 class KeyStore:
-    """API keys in Redis. The client must decode responses."""
+    """API keys in Redis. The client must decode responses; `who` is noted with every change."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, *, who: str | None = None) -> None:
         self._redis = client
+        self._who = who or audit.operator()
 
-    def create(self, tenant_id: str, *, label: str = "") -> CreatedKey:
-        """Make a key for an existing tenant; raises `TenantError` where there is none."""
+    def create(self, tenant_id: str, *, label: str = "", scopes: frozenset[Scope] | None = None) -> CreatedKey:
+        """Make a key for a tenant, with all scopes where none are given; raises `TenantError` where there is none."""
         text = new_key()
         key = ApiKey(
-            id=text.id, tenant=tenant_id, secret_sha256=hash_secret(text.secret), created_ms=_now_ms(), label=label
+            id=text.id,
+            tenant=tenant_id,
+            secret_sha256=hash_secret(text.secret),
+            created_ms=_now_ms(),
+            label=label,
+            scopes=scopes,
         )
 
         def make(pipeline: Pipeline) -> None:
@@ -173,6 +206,8 @@ class KeyStore:
             pipeline.multi()
             pipeline.hset(api_key_key(key.id), mapping=key.to_hash())
             pipeline.sadd(tenant_keys_key(tenant_id), key.id)
+            changes = {"label": label, "scopes": _told(scopes)}
+            audit.note(pipeline, "key_created", who=self._who, tenant=tenant_id, key=key.id, changes=changes)
 
         self._redis.transaction(make, tenant_key(tenant_id))
         return CreatedKey(key, str(text))
@@ -187,14 +222,63 @@ class KeyStore:
         keys = [ApiKey.from_hash(key_id, fields) for key_id, fields in found if fields]
         return sorted(keys, key=lambda key: (key.created_ms, key.id))
 
+    def used(self, tenant_id: str) -> dict[str, date]:
+        """Return the last day, UTC, on which each key opened something; one that never did is not there."""
+        days = cast("dict[str, str]", self._redis.hgetall(keys_used_key(tenant_id)))
+        return {key_id: day for key_id, text in days.items() if (day := used_day(text)) is not None}
+
     def revoke(self, key_id: str) -> ApiKey:
         """Make a key open nothing from now on (within two seconds everywhere); again changes nothing."""
-        fields = cast("dict[str, str]", self._redis.hgetall(api_key_key(key_id)))
+        key = self._get(key_id)
+        self.shut(key.tenant, key_id)
+        return self._get(key_id)
+
+    def shut(self, tenant_id: str, key_id: str) -> None:
+        """Revoke a key of this tenant whose record may be damaged."""
+
+        def change(pipeline: Pipeline) -> None:
+            known, revoked = cast("list[str | None]", pipeline.hmget(api_key_key(key_id), "tenant", "revoked_ms"))
+            pipeline.multi()
+            if known is not None and revoked is None:
+                pipeline.hset(api_key_key(key_id), "revoked_ms", str(_now_ms()))
+                audit.note(pipeline, "key_revoked", who=self._who, tenant=tenant_id, key=key_id)
+
+        self._redis.transaction(change, api_key_key(key_id))
+
+    def set_scopes(self, key_id: str, scopes: frozenset[Scope] | None) -> ApiKey:
+        """Give a key these scopes, None = all; gateways follow within two seconds. Raises `TenantError`."""
+
+        def change(pipeline: Pipeline) -> None:
+            before = self._get(key_id, pipeline)
+            pipeline.multi()
+            if scopes is None:
+                pipeline.hdel(api_key_key(key_id), "scopes")
+            else:
+                pipeline.hset(api_key_key(key_id), "scopes", scopes_text(scopes))
+            if before.scopes != scopes:
+                changes = {"scopes": [_told(before.scopes), _told(scopes)]}
+                audit.note(pipeline, "scopes_changed", who=self._who, tenant=before.tenant, key=key_id, changes=changes)
+
+        self._redis.transaction(change, api_key_key(key_id))
+        return self._get(key_id)
+
+    def _get(self, key_id: str, client: redis.Redis | Pipeline | None = None) -> ApiKey:
+        fields = cast("dict[str, str]", (client or self._redis).hgetall(api_key_key(key_id)))
         if not fields:
             msg = "there is no such key; `darkroom keys list` shows their ids"
             raise TenantError(msg)
-        self._redis.hsetnx(api_key_key(key_id), "revoked_ms", str(_now_ms()))
-        return ApiKey.from_hash(key_id, cast("dict[str, str]", self._redis.hgetall(api_key_key(key_id))))
+        return ApiKey.from_hash(key_id, fields)
+
+
+def _told(scopes: frozenset[Scope] | None) -> str:
+    """Return scopes as the audit log has them."""
+    return "all" if scopes is None else scopes_text(scopes)
+
+
+def _changes(before: TenantLimits, after: TenantLimits) -> dict[str, object]:
+    """Return what differs, by name."""
+    was, now = before.model_dump(), after.model_dump()
+    return {field: [was[field], now[field]] for field in now if was[field] != now[field]}
 
 
 def _unknown(tenant_id: str) -> TenantError:

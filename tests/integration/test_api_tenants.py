@@ -52,8 +52,9 @@ def test_the_secret_of_a_key_is_nowhere_in_redis(redis_client: redis.Redis) -> N
     everything: list[str] = []
     for name in redis_client.scan_iter("*"):
         kind = redis_client.type(name)
-        everything.append(str(redis_client.hgetall(name) if kind == "hash" else redis_client.smembers(name)))
-    assert len(everything) == 4
+        look = {"hash": redis_client.hgetall, "set": redis_client.smembers, "stream": redis_client.xrange}[str(kind)]
+        everything.append(str(look(name)))
+    assert len(everything) == 5
     assert secret not in "".join(everything)
 
 
@@ -143,7 +144,7 @@ def test_a_removed_tenant_leaves_no_key_and_no_record(redis_client: redis.Redis)
     keys.revoke(created[0].key.id)
     assert tenants.remove("acme") == Removal(keys=2, canceled=0)
     assert set(redis_client.scan_iter("*")) == {
-        TENANTS_KEY, tenant_key("other"), "dr:tenant:other:keys", api_key_key(kept.key.id)
+        TENANTS_KEY, tenant_key("other"), "dr:tenant:other:keys", api_key_key(kept.key.id), "dr:audit"
     }  # fmt: skip
     for refused in (lambda: tenants.remove("acme"), lambda: keys.create("acme"), lambda: tenants.get("acme")):
         with pytest.raises(TenantError, match="no tenant acme"):

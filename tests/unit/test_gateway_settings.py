@@ -32,6 +32,9 @@ def test_without_variables_it_listens_on_loopback_and_asks_for_keys(monkeypatch:
         ("DARKROOM_REDIS_URL", "unix://run.sock", "DARKROOM_REDIS_URL: must look like redis://"),
         ("DARKROOM_S3_ENDPOINT", "s3.internal:8333", "DARKROOM_S3_ENDPOINT: must look like https://"),
         ("DARKROOM_S3_PUBLIC_ENDPOINT", "https://:8333", "DARKROOM_S3_PUBLIC_ENDPOINT: must look like https://"),
+        ("DARKROOM_TRUSTED_PROXIES", "*", "DARKROOM_TRUSTED_PROXIES: must be addresses or networks"),
+        ("DARKROOM_TRUSTED_PROXIES", "10.0.0.7, proxy.internal", "DARKROOM_TRUSTED_PROXIES: must be addresses"),
+        ("DARKROOM_TRUSTED_PROXIES", "10.0.0.7/8", "DARKROOM_TRUSTED_PROXIES: must be addresses or networks"),
         ("DARKROOM_RETAIN_S", "99999999999", "DARKROOM_RETAIN_S: must not be more than DARKROOM_RETAIN_MAX_S"),
     ],
 )
@@ -73,6 +76,13 @@ def test_loopback_hosts_are_known(host: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "localhost.example", "127.0.0.1.example", ""])
 def test_other_hosts_are_not_loopback(host: str) -> None:
     assert not is_loopback(host)
+
+
+def test_trusted_proxies_are_handed_on_without_spaces() -> None:
+    assert (
+        HttpSettings(trusted_proxies=" 10.0.0.7, 172.30.84.0/24 ,::1").trusted_proxies == "10.0.0.7,172.30.84.0/24,::1"
+    )
+    assert HttpSettings().trusted_proxies == ""
 
 
 def test_groups_take_their_values_by_name_in_code() -> None:
