@@ -31,13 +31,18 @@ from service.generations.pictures import PictureLimits
 from service.generations.previews import SeePreview
 from service.generations.submit import SubmitGeneration, SubmitRules
 from service.generations.usage import TellUsage
+from service.generations.vitals import Vitals
 from service.generations.wait import WatchGeneration
 from service.jobs.async_store import AsyncJobStore
 from service.jobs.connection import connect_async
 from service.jobs.waiting import Waiters
 from service.settings.gateway import AdmissionSettings, GatewaySettings, HttpSettings
 from service.settings.reading import SettingsError
+from service.settings.telemetry import MetricsSettings
 from service.storage.s3 import ObjectStorage
+from service.telemetry import metric_names
+from service.telemetry.exposition import MetricsPortTaken, expose
+from service.telemetry.gateway_metrics import GatewayMetrics, Gauges
 from service.telemetry.logs import configure_logging
 from service.tenants.authentication import Authenticator, KeyAuthenticator, LocalAuthenticator
 
@@ -47,8 +52,8 @@ log = structlog.get_logger(__name__)
 _STORAGE_THREADS = 16
 
 
-def create_app(settings: GatewaySettings) -> FastAPI:
-    """Return the app; its lifespan opens and closes everything it stands on."""
+def create_app(settings: GatewaySettings, *, metrics: GatewayMetrics | None = None) -> FastAPI:
+    """Return the app; its lifespan opens and closes everything it stands on. `metrics`: None = nothing is counted."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -73,12 +78,37 @@ def create_app(settings: GatewaySettings) -> FastAPI:
                     housekeeping=housekeeping,
                     threads=threads,
                 )
-                yield
+                async with _measured(metrics, app.state.gateway, waiters, housekeeping):
+                    yield
             await housekeeping.stop()
             await waiters.stop()
             storage.close()
 
-    return build_api(settings.http, local_only=settings.auth.auth == "none", lifespan=lifespan)
+    return build_api(settings.http, local_only=settings.auth.auth == "none", lifespan=lifespan, meter=metrics)
+
+
+@asynccontextmanager
+async def _measured(
+    metrics: GatewayMetrics | None, gateway: Gateway, waiters: Waiters, housekeeping: Housekeeping
+) -> AsyncIterator[None]:
+    """Have metrics show the parts of a gateway until the block ends."""
+    if metrics is None:
+        yield
+        return
+    vitals = Vitals(metrics=metrics, store=gateway.store, storage=gateway.storage, threads=gateway.threads)
+    gauges = Gauges(
+        (metric_names.WAITS_OPEN, "Requests held until a generation ends", lambda: waiters.waits),
+        (metric_names.STREAMS_OPEN, "Streams of events that are open", lambda: gateway.follow.streams),
+        (metric_names.REDIS_MEMORY_RATIO, "Used memory of Redis / maxmemory", lambda: housekeeping.memory_ratio),
+    )
+    housekeeping.on_reaped = lambda done: metrics.reaped(leases=done.leases, deadlines=done.deadlines, bells=done.bells)
+    gateway.store.on_accepted = lambda job: metrics.accepted(job.priority)
+    metrics.watch(gauges, vitals)
+    vitals.start()
+    try:
+        yield
+    finally:
+        await vitals.stop()
 
 
 def _gateway(
@@ -178,6 +208,15 @@ def _listen(http: HttpSettings) -> socket.socket:
         raise SettingsError(msg) from err
 
 
+def _metrics(settings: MetricsSettings) -> GatewayMetrics | None:
+    """Open the port of the metrics, where there is to be one; raises `MetricsPortTaken`."""
+    if not settings.port:
+        return None
+    metrics = GatewayMetrics()
+    expose(metrics.registry, settings.host, settings.port)
+    return metrics
+
+
 def main() -> None:
     """Serve until SIGTERM or SIGINT; a wrong setting or a taken port ends the process with one line."""
     try:
@@ -185,9 +224,14 @@ def main() -> None:
         listening = _listen(settings.http)
     except SettingsError as err:
         sys.exit(f"darkroom gateway: {err}")
+    try:
+        metrics = _metrics(settings.metrics)
+    except MetricsPortTaken as err:
+        listening.close()
+        sys.exit(f"darkroom gateway: {err}")
     configure_logging(settings.log.log, settings.log.log_level)
     http = settings.http
-    app = create_app(settings)
+    app = create_app(settings, metrics=metrics)
     config = uvicorn.Config(
         app,
         http=GuardedHttpProtocol,

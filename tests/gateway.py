@@ -32,6 +32,7 @@ from service.jobs.commands import Holding, Outcome
 from service.jobs.store import JobStore
 from service.settings.gateway import AdmissionSettings, AuthSettings, GatewaySettings, HttpSettings
 from service.settings.groups import LogSettings, RedisSettings, StorageSettings
+from service.settings.telemetry import MetricsSettings
 from service.storage.keys import image_key
 from service.storage.s3 import ObjectStorage
 from service.tenants.records import TenantLimits
@@ -79,6 +80,7 @@ def gateway_settings(
         redis=redis_settings,
         storage=storage_settings,
         log=LogSettings(),
+        metrics=MetricsSettings(),
     )
 
 

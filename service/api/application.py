@@ -12,7 +12,7 @@ from starlette.routing import Match
 
 from service.api import events, generations, health, models, usage
 from service.api.body_limit import BodyLimit
-from service.api.edge import Edge, request_id_of
+from service.api.edge import Edge, RequestMeter, request_id_of
 from service.api.loopback import LoopbackOnly
 from service.api.operation import Operation
 from service.api.problems import MethodNotAllowed, problem_response
@@ -27,8 +27,10 @@ Errors are `application/problem+json` (RFC 9457) with a stable `code`. Numbers a
 no integers. Unknown fields are refused. Units stand in the names (`width_px`, `retain_s`) or in `x-unit`."""
 
 
-def build_api(http: HttpSettings, *, local_only: bool, lifespan: Lifespan | None = None) -> FastAPI:
-    """Return the application; `local_only` adds the checks of a gateway without keys."""
+def build_api(
+    http: HttpSettings, *, local_only: bool, lifespan: Lifespan | None = None, meter: RequestMeter | None = None
+) -> FastAPI:
+    """Return the application; `local_only` adds the checks of a gateway without keys, `meter` counts requests."""
     api = FastAPI(
         title="Darkroom",
         version=version("darkroom"),
@@ -50,7 +52,7 @@ def build_api(http: HttpSettings, *, local_only: bool, lifespan: Lifespan | None
     )
     if local_only:
         api.add_middleware(LoopbackOnly)
-    api.add_middleware(Edge)
+    api.add_middleware(Edge, meter=meter)
     return api
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from http import HTTPStatus
+from typing import Protocol
 
 import structlog
 from fastapi.requests import Request
@@ -11,6 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.operation import waited_s
 from service.api.problems import problem_response, status_of, unexpected_response
 from service.contract.errors import DarkroomError, GenerationFailed
 from service.telemetry.context import begin_request, request_id_from
@@ -21,6 +23,18 @@ log = structlog.get_logger("service.access")
 _REQUEST_ID = "darkroom.request_id"
 
 
+class RequestMeter(Protocol):
+    """Counts requests: `service.telemetry.gateway_metrics.GatewayMetrics`."""
+
+    def requested(self, method: str, route: str | None, status: int, seconds: float) -> None:
+        """Count a request that was answered, and its time without what was waited for a generation."""
+        ...
+
+    def refused(self, route: str | None, code: str) -> None:
+        """Count a request that was answered with a problem of this code."""
+        ...
+
+
 def request_id_of(request: Request) -> str:
     """Return the id that the edge gave to this request."""
     return str(request.scope[_REQUEST_ID])
@@ -29,8 +43,10 @@ def request_id_of(request: Request) -> str:
 class Edge:
     """ASGI middleware. Every reply below it, and every error, passes here."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, meter: RequestMeter | None = None) -> None:
+        """`meter`: None = nobody counts."""
         self._app = app
+        self._meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; other kinds of connection pass through."""
@@ -60,7 +76,7 @@ class Edge:
         except DarkroomError as err:
             if status is not None:
                 raise
-            _tell(err)
+            self._tell(scope, err)
             await problem_response(err, request_id)(scope, receive, send_marked)
         except Exception:
             log.exception("unexpected_error")
@@ -68,22 +84,34 @@ class Edge:
                 raise
             await unexpected_response(request_id)(scope, receive, send_marked)
         finally:
+            lasted_s, route = time.perf_counter() - started, _route(scope)
             log.info(
                 "request_finished" if status else "request_abandoned",
                 method=scope["method"],
-                # The pattern of the route: a path may hold anything.
-                route=getattr(scope.get("route"), "path", None),
+                route=route,
                 status=status,
-                duration_ms=round(1000 * (time.perf_counter() - started), 2),
+                duration_ms=round(1000 * lasted_s, 2),
             )
+            if self._meter is not None and status:
+                self._meter.requested(scope["method"], route, status, lasted_s - waited_s(scope))
+
+    def _tell(self, scope: Scope, err: DarkroomError) -> None:
+        """Write down what an operator should know: a refusal with its cause, or a defect with its traceback."""
+        if self._meter is not None:
+            self._meter.refused(_route(scope), err.code)
+        _log(err)
 
 
-def _tell(err: DarkroomError) -> None:
-    """Write down what an operator should know: a refusal with its cause, or a defect with its traceback."""
+def _log(err: DarkroomError) -> None:
     if status_of(err) == HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(err, GenerationFailed):
         log.error("request_failed", code=err.code, exc_info=err)
     else:
         log.info("request_refused", code=err.code, cause=type(err.__cause__).__name__ if err.__cause__ else None)
+
+
+def _route(scope: Scope) -> str | None:
+    """Return the pattern of the route: a path may hold anything."""
+    return getattr(scope.get("route"), "path", None)
 
 
 def _header(scope: Scope, name: bytes) -> str | None:

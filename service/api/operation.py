@@ -7,6 +7,7 @@ fails on NaN, and costs more time per request than the whole submit.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -24,6 +25,9 @@ from service.contract.errors import UnsupportedMedia
 KEY_SCOPE = "darkroom.key_scope"
 
 T = TypeVar("T")
+
+#: Where a request's scope tells how long it was held, s: waits and streams last as long as their caller wants.
+_WAITED_S = "darkroom.waited_s"
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -60,6 +64,7 @@ async def while_connected(request: Request, waiting: Coroutine[Any, Any, T]) -> 
 
     Raises `ClientDisconnect`, and ends the wait, as soon as nobody is there to hear the answer.
     """
+    began_s = time.perf_counter()
     answer = asyncio.create_task(waiting)
     gone = asyncio.create_task(_disconnected(request))
     try:
@@ -70,6 +75,12 @@ async def while_connected(request: Request, waiting: Coroutine[Any, Any, T]) -> 
     finally:
         answer.cancel()
         gone.cancel()
+        request.scope[_WAITED_S] = waited_s(request.scope) + time.perf_counter() - began_s
+
+
+def waited_s(scope: Scope) -> float:
+    """Return how long a request was held for a generation."""
+    return float(scope.get(_WAITED_S, 0.0))
 
 
 async def _disconnected(request: Request) -> None:

@@ -97,8 +97,8 @@ class LocalService:
                     self._supervisor.start(server)
                 self._stop.check()
         environment = child_environment(self._variables(), defaults=_SHARED_MACHINE)
-        gateway = self._process("gateway", "service.app", environment, _GATEWAY_GRACE_S)
-        worker = self._process("worker", "worker.agent", environment, _WORKER_GRACE_S)
+        gateway = self._process("gateway", "service.app", environment | self._metrics(0), _GATEWAY_GRACE_S)
+        worker = self._process("worker", "worker.agent", environment | self._metrics(1), _WORKER_GRACE_S)
         self._supervisor.start(gateway)
         self._supervisor.start(worker)
         with self._terminal.part("Gateway", "starting"):
@@ -136,6 +136,11 @@ class LocalService:
 
     def _process(self, name: str, module: str, environment: dict[str, str], grace_s: int) -> ProcessPart:
         return ProcessPart(name, module, log_path=self._home.log_path(name), env=environment, grace_s=grace_s)
+
+    def _metrics(self, place: int) -> dict[str, str]:
+        """Return where a process shows its metrics: each needs a port of its own, one after the other."""
+        port = self._settings.metrics_port
+        return {"DARKROOM_METRICS_PORT": str(port + place)} if port else {}
 
     def _variables(self) -> dict[str, str]:
         """Return what gateway and worker must know: the variables of `service.settings`."""

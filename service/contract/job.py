@@ -100,6 +100,8 @@ class Job(BaseModel):
     suspect: bool = False
     #: Arrival order in the pool, kept over a take-back so that the job returns to the front.
     sequence: int = 0
+    #: Jobs of its tenant and class that waited when it was accepted.
+    ahead: int = 0
     #: Denoiser rows × steps that this request asks for, what fairness between tenants is measured in.
     cost: FiniteFloat = 1.0
     model: str

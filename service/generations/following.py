@@ -108,6 +108,11 @@ class FollowGeneration:
                 async with aclosing(self._events(watch, look, admitted)) as events:
                     yield events
 
+    @property
+    def streams(self) -> int:
+        """How many are open."""
+        return self._open
+
     @contextmanager
     def _place(self) -> Iterator[None]:
         if self._open >= self._rules.limit:

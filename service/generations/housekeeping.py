@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import structlog
 
 from service.contract.errors import Overloaded, Unavailable
 from service.jobs.async_store import AsyncJobStore
+from service.jobs.commands import Reaped
 from service.jobs.reaper import Patience
 from service.jobs.soundness import Finding
 
@@ -22,12 +24,19 @@ class Housekeeping:
 
     def __init__(self, store: AsyncJobStore, *, refuse_ratio: float, interval_s: float) -> None:
         self._store = store
+        #: Hears what each pass of the reaper did.
+        self.on_reaped: Callable[[Reaped], None] | None = None
         self._refuse_ratio = refuse_ratio
         self._interval_s = interval_s
         self._memory_ratio: float | None = None
         self._patience = Patience()
         #: Told once, and again when they change.
         self._concerns: tuple[Finding, ...] = ()
+
+    @property
+    def memory_ratio(self) -> float | None:
+        """What Redis has used of its memory; None where it has no limit, or was not asked yet."""
+        return self._memory_ratio
 
     def is_full(self) -> bool:
         """Tell whether Redis has memory left for claims and commits only."""
@@ -63,5 +72,7 @@ class Housekeeping:
                 log.warning("redis_unsound", check=each.check, found=each.found, advice=each.advice)
         take_back = self._patience.may_take_back(now_s=time.monotonic(), uptime_s=server.uptime_s)
         done = await self._store.reap(take_back=take_back)
+        if self.on_reaped is not None:
+            self.on_reaped(done)
         if done.leases or done.deadlines:
             log.info("reaped", leases=done.leases, deadlines=done.deadlines, bells=done.bells)

@@ -172,6 +172,7 @@ def _by_the_clock_of_redis(job: Job, submission: Submission) -> Job:
     return job.model_copy(
         update={
             "created_ms": submission.created_ms,
+            "ahead": next(iter(submission.aheads), 0),
             "start_by_ms": None if job.start_by_ms is None else job.start_by_ms + skew_ms,
             "finish_by_ms": None if job.finish_by_ms is None else job.finish_by_ms + skew_ms,
         }

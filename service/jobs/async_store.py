@@ -16,6 +16,7 @@ from service.contract.job import Job, Status
 from service.contract.previews import PREVIEW_BYTES
 from service.contract.rate import RequestRate
 from service.jobs import commands, documents
+from service.jobs.census import MOST_POOLS, MOST_TENANTS, PoolCensus, read_census
 from service.jobs.commands import Argument
 from service.jobs.costs import OVERGROWN, device_key, read_entries
 from service.jobs.keys import key
@@ -39,6 +40,8 @@ class AsyncJobStore:
     def __init__(self, redis: Redis, *, clock: Callable[[], int] | None = None) -> None:
         self._redis = redis
         self._clock = clock
+        #: Hears of each job that was accepted.
+        self.on_accepted: Callable[[Job], None] | None = None
         self._scripts = {name: redis.register_script(script_text(name)) for name in SCRIPT_NAMES}
 
     async def _run(self, name: ScriptName, arguments: Sequence[Argument]) -> object:
@@ -58,7 +61,11 @@ class AsyncJobStore:
         `staged` are the prefixes of `stage_inputs` that these jobs keep from then on.
         """
         arguments = commands.submit_arguments(jobs, idempotency=idempotency, limits=limits, staged=staged)
-        return commands.submission(cast("list[str]", await self._run("submit", arguments)))
+        submission = commands.submission(cast("list[str]", await self._run("submit", arguments)))
+        if self.on_accepted is not None and submission.outcome == "created":
+            for job in jobs:
+                self.on_accepted(job)
+        return submission
 
     async def recall(self, tenant: str, idempotency: commands.Idempotency) -> list[Job]:
         """Return the jobs that this key created with this body; empty where there are none, or one is gone."""
@@ -115,6 +122,10 @@ class AsyncJobStore:
         """Return how many jobs ended in the last minutes, of a pool or of a tenant."""
         now_ms, *by_slot = cast("list[int]", await self._run("drained", [kind, name]))
         return commands.Ended(now_ms, tuple(by_slot))
+
+    async def census(self) -> tuple[PoolCensus, ...]:
+        """Return how many jobs wait and run in each pool."""
+        return read_census(cast("list[list[str | int]]", await self._run("census", [MOST_POOLS, MOST_TENANTS])))
 
     async def today(self) -> int:
         """Return the day by the clock of Redis, which usage is counted by: days since 1970, UTC."""

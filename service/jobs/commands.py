@@ -67,6 +67,8 @@ class Submission:
     rate: RequestRate | None = None
     #: The pool that is full, where one is.
     pool: str = ""
+    #: Of each job that this call created, those of its tenant and class that waited before it.
+    aheads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +201,10 @@ def submit_arguments(
 def submission(reply: Sequence[str]) -> Submission:
     """Read the reply of `submit`."""
     created_ms = int(reply[2]) if reply[2] else None
-    outcome, of, rate = cast("SubmitOutcome", reply[0]), reply[1], told_rate(reply[3:])
+    outcome, of, rate = cast("SubmitOutcome", reply[0]), reply[1], told_rate(reply[4:])
     if outcome == "pool_full":
         return Submission(outcome, rate=rate, pool=of)
-    return Submission(outcome, tuple(of.split()), created_ms, rate)
+    return Submission(outcome, tuple(of.split()), created_ms, rate, aheads=tuple(map(int, reply[3].split())))
 
 
 def told_rate(part: Sequence[str | int]) -> RequestRate | None:

@@ -27,6 +27,8 @@ KEYS: MappingProxyType[str, str] = MappingProxyType(
         "tenant_held": "dr:tenant:%s:held",
         # hash secret → "created_ms until_ms sealed": what a tenant's webhooks are signed with
         "webhook_secrets": "dr:tenant:%s:webhook_secrets",
+        # set of tenants, by pool and priority: those with jobs waiting that are at their running cap
+        "held": "dr:held:%s:%s",
         # hash {requests, images, gpu_ms}, by tenant and day (days since 1970, UTC)
         "usage": "dr:usage:%s:%s",
         # string, a number: jobs that ended, by `pool` or `tenant`, its name, and slot of time

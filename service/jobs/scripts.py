@@ -32,6 +32,7 @@ ScriptName = Literal[
     "webhook_secrets",
     "due_deliveries",
     "record_delivery",
+    "census",
 ]
 SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = get_args(ScriptName)
 

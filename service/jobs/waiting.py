@@ -62,6 +62,8 @@ class Waiters:
         self._pubsub: PubSub | None = None
         self._reader: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
+        #: Callers that wait for an end.
+        self.waits = 0
 
     async def start(self) -> None:
         """Begin to listen."""
@@ -109,14 +111,18 @@ class Waiters:
         """Return the job when it has ended, or as it is after `timeout_s`; None where this tenant has none such."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        async with self.watching(job_id, every_change=False) as watch:
-            while True:
-                watch.clear()
-                job = await self._store.get(tenant, job_id)
-                left = deadline - loop.time()
-                if job is None or job.ended or left <= 0 or self.closing:
-                    return job
-                await watch.woken(min(left, REREAD_S))
+        self.waits += 1
+        try:
+            async with self.watching(job_id, every_change=False) as watch:
+                while True:
+                    watch.clear()
+                    job = await self._store.get(tenant, job_id)
+                    left = deadline - loop.time()
+                    if job is None or job.ended or left <= 0 or self.closing:
+                        return job
+                    await watch.woken(min(left, REREAD_S))
+        finally:
+            self.waits -= 1
 
     async def _subscribe(self, channel: str) -> None:
         # Without a live subscription the re-read alone finds the end; the listener subscribes anew.

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.settings.groups import LogSettings, RedisSettings, StorageSettings
 from service.settings.reading import SettingsError, read_settings
+from service.settings.telemetry import MetricsSettings
 
 MIB = 1 << 20
 DAY_S = 86_400
@@ -117,6 +118,7 @@ class GatewaySettings:
     redis: RedisSettings
     storage: StorageSettings
     log: LogSettings
+    metrics: MetricsSettings
 
     def __post_init__(self) -> None:
         if self.auth.auth == "none" and not is_loopback(self.http.host):
@@ -135,6 +137,7 @@ class GatewaySettings:
             redis=read_settings(RedisSettings),
             storage=read_settings(StorageSettings),
             log=read_settings(LogSettings),
+            metrics=read_settings(MetricsSettings),
         )
 
 

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.contract.catalog import PoolName
 from service.settings.groups import LogSettings, RedisSettings, StorageSettings
 from service.settings.reading import read_settings
+from service.settings.telemetry import MetricsSettings
 
 
 class AgentSettings(BaseSettings):
@@ -42,10 +43,6 @@ class AgentSettings(BaseSettings):
     patience_s: float = Field(default=600.0, ge=1, le=86_400)
     #: s without a sign from an engine that reads a model, from disk or hub, or compiles; never measured.
     load_s: float = Field(default=3600.0, ge=1, le=86_400)
-    #: Port on which Prometheus finds what this worker counts; 0 = nothing listens.
-    metrics_port: int = Field(default=0, ge=0, le=65_535)
-    #: The address that the port is opened on. It answers whoever reaches it.
-    metrics_host: str = "127.0.0.1"
     #: The Python module run as the engine child. Fault campaigns name `worker.engine.fake`; nobody else changes it.
     engine_module: str = Field(default="worker.engine", pattern=r"^[A-Za-z_][\w.]*$")
 
@@ -58,6 +55,7 @@ class WorkerSettings:
     redis: RedisSettings
     storage: StorageSettings
     log: LogSettings
+    metrics: MetricsSettings
 
     @classmethod
     def from_environment(cls) -> WorkerSettings:
@@ -67,6 +65,7 @@ class WorkerSettings:
             redis=read_settings(RedisSettings),
             storage=read_settings(StorageSettings),
             log=read_settings(LogSettings),
+            metrics=read_settings(MetricsSettings),
         )
 
 

@@ -52,6 +52,16 @@ def test_a_taken_port_is_one_clear_line() -> None:
     )
 
 
+def test_a_taken_port_of_the_metrics_is_one_clear_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = refused_start(PORT="0", DARKROOM_METRICS_PORT=str(port))
+    assert told == (
+        f"darkroom gateway: DARKROOM_METRICS_HOST, DARKROOM_METRICS_PORT: cannot listen on 127.0.0.1:{port}: "
+        "Address already in use\n"
+    )
+
+
 def test_a_malformed_setting_is_one_line_naming_the_variable() -> None:
     told = refused_start(DARKROOM_WAIT_CAP_S="long")
     assert told.startswith("darkroom gateway: DARKROOM_WAIT_CAP_S: ")

@@ -101,3 +101,14 @@ def test_a_repeated_call_finds_all_of_its_jobs_until_one_is_erased(store: JobSto
     assert store.erase("ada", "gen_2")
     assert store.submit(*others, idempotency=once, limits=ROOM).outcome == "gone"
     assert [store.get("ada", job.id) for job in others] == [None] * 3
+
+
+def test_each_job_knows_how_many_of_its_tenants_class_waited_before_it(store: JobStore) -> None:
+    first = store.submit(make_job("gen_1"), make_job("gen_2"), make_job("gen_3", priority="low"), limits=ROOM)
+    assert first.aheads == (0, 1, 0)
+    submit(store, "gen_b", tenant="bob")
+    claim_all(store, 1)
+    second = store.submit(make_job("gen_4"), limits=ROOM)
+    assert second.aheads == (1,)
+    stored = [store.get("ada", f"gen_{number}") for number in (2, 3, 4)]
+    assert [job and job.ahead for job in stored] == [1, 0, 1]

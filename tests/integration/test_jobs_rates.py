@@ -123,7 +123,7 @@ def test_tenants_have_their_rates_each_for_itself(desk: Desk) -> None:
     desk.allow(4, "bob")
     assert desk.accepted(3) == 1
     assert desk.submit("bob").outcome == "created"
-    assert desk.submit("eve") == Submission("created", ("gen_4",), desk.now_ms, rate=None)
+    assert desk.submit("eve") == Submission("created", ("gen_4",), desk.now_ms, rate=None, aheads=(0,))
 
 
 def test_without_a_limit_nothing_is_counted(desk: Desk, redis_client: redis.Redis) -> None:
@@ -191,4 +191,4 @@ def test_a_clock_that_is_set_back_locks_nobody_out(desk: Desk) -> None:
 @pytest.mark.parametrize("limit", ["", "nan", "inf", "many", "0", "-5", "1e300", str(MAX_RATE + 1)])
 def test_a_damaged_limit_is_none_and_breaks_no_submit(desk: Desk, redis_client: redis.Redis, limit: str) -> None:
     redis_client.hset(key("tenant", "ada"), "max_requests_per_minute", limit)
-    assert desk.submit() == Submission("created", ("gen_0",), desk.now_ms, rate=None)
+    assert desk.submit() == Submission("created", ("gen_0",), desk.now_ms, rate=None, aheads=(0,))

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import socket
-
-import httpx
 import pytest
 
 from service.contract.costs import MeasuredCost
-from service.contract.engine import Measured
+from service.contract.engine import Measured, ModelCold, ModelLoaded
 from service.contract.generation import Timings
-from service.settings.reading import SettingsError
+from service.jobs.commands import Reaped
 from service.telemetry import metric_names
+from service.telemetry.exposition import expose
 from tests.costs import cost
 from tests.e2e.processes import free_port, samples
+from tests.gateway import SHAPES
 from worker.agent.metrics import PHASES, AgentMetrics
 
 
 def scraped(metrics: AgentMetrics) -> dict[str, float]:
     port = free_port()
-    metrics.serve("127.0.0.1", port)
+    expose(metrics.registry, "127.0.0.1", port)
     return samples(port)
 
 
@@ -67,21 +66,28 @@ def test_executions_are_counted_by_their_outcome_and_their_time_by_its_phase() -
     assert phases.pop("upload") == pytest.approx(0.02)
     assert set(phases.values()) == {0.0}
     assert "queued" not in phases
+    assert found[f'{metric_names.GPU_SECONDS}{{model="tiny"}}'] == pytest.approx(77)
     assert found[f'{metric_names.PHASE_SECONDS}_bucket{{le="0.5",phase="denoise"}}'] == 1
 
 
-def test_a_port_that_is_taken_is_named_with_its_variable() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = int(taken.getsockname()[1])
-        with pytest.raises(SettingsError, match=f"DARKROOM_METRICS_PORT: cannot listen on 127.0.0.1:{port}: "):
-            AgentMetrics([]).serve("127.0.0.1", port)
+def test_models_are_counted_as_they_come_and_as_they_leave_for_others() -> None:
+    metrics = AgentMetrics(["shapes"])
+    metrics.heard_of_model(ModelCold(card=SHAPES), was_warm=False)
+    metrics.heard_of_model(ModelLoaded(card=SHAPES, seconds=3.0), was_warm=False)
+    metrics.heard_of_model(ModelCold(card=SHAPES), was_warm=True)
+    metrics.heard_of_model(ModelLoaded(card=SHAPES, seconds=0.5), was_warm=False)
+    metrics.heard_of_model(ModelLoaded(card=SHAPES.model_copy(update={"id": "unheard"}), seconds=9.0), was_warm=False)
+    found = scraped(metrics)
+    assert found[f'{metric_names.MODEL_LOADS}{{model="shapes"}}'] == 2
+    assert found[f'{metric_names.MODEL_EVICTIONS}{{model="shapes"}}'] == 1
+    assert found[f"{metric_names.MODEL_LOAD_SECONDS}_sum"] == pytest.approx(3.5)
+    assert not [name for name in found if "unheard" in name]
 
 
-def test_only_the_asked_address_answers() -> None:
-    port = free_port()
-    AgentMetrics([]).serve("127.0.0.1", port)
-    assert httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 200
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"http://127.0.0.2:{port}/metrics")
+def test_passes_of_the_reaper_add_up() -> None:
+    metrics = AgentMetrics([])
+    metrics.reaped(Reaped(leases=2, deadlines=1, bells=5))
+    metrics.reaped(Reaped(leases=0, deadlines=0, bells=1))
+    found = scraped(metrics)
+    names = (metric_names.LEASES_TAKEN_BACK, metric_names.DEADLINES_PASSED, metric_names.BELLS_RUNG)
+    assert [found[name] for name in names] == [2, 1, 6]

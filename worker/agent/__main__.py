@@ -20,6 +20,7 @@ from service.jobs.store import JobStore
 from service.settings.reading import SettingsError
 from service.settings.worker import WorkerSettings
 from service.storage.s3 import ObjectStorage
+from service.telemetry.exposition import MetricsPortTaken, expose
 from service.telemetry.logs import configure_logging
 from worker.agent.beat import Beat
 from worker.agent.catalog import CatalogError, packaged_catalog, read_catalog
@@ -61,7 +62,12 @@ class Agent:
         costs = CostKeeper(store)
         self._metrics = AgentMetrics(entry.id for entry in entries)
         self._engine = EngineChild(
-            agent, settings.log, entries, on_change=self._engine_changed, on_measured=self._measured_by(costs)
+            agent,
+            settings.log,
+            entries,
+            on_change=self._engine_changed,
+            on_measured=self._measured_by(costs),
+            on_model=lambda word, was_warm: self._metrics.heard_of_model(word, was_warm=was_warm),
         )
         self._decoders = Decoders()
         self._previews = Previews(store, every_s=agent.preview_s)
@@ -83,14 +89,15 @@ class Agent:
             storage=storage,
             redis=self._redis,
             costs=costs,
+            metrics=self._metrics,
         )
 
     def expose_metrics(self) -> None:
-        """Let Prometheus read what is counted, where the settings say so. Raises `SettingsError`."""
+        """Let Prometheus read what is counted, where the settings say so. Raises `MetricsPortTaken`."""
         self._metrics.watch(self._engine)
-        agent = self._settings.agent
-        if agent.metrics_port:
-            self._metrics.serve(agent.metrics_host, agent.metrics_port)
+        metrics = self._settings.metrics
+        if metrics.port:
+            expose(self._metrics.registry, metrics.host, metrics.port)
 
     def run(self) -> int:
         """Serve until told to stop; return the process' exit code."""
@@ -176,7 +183,7 @@ def main() -> None:
         configure_logging(settings.log.log, settings.log.log_level)
         agent = Agent(settings)
         agent.expose_metrics()
-    except (SettingsError, CatalogError) as err:
+    except (SettingsError, MetricsPortTaken, CatalogError) as err:
         sys.exit(f"darkroom worker: {err}")
     # Threads that wait for Redis or S3 must not keep a drained process alive.
     code = agent.run()

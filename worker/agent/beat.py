@@ -19,6 +19,7 @@ from service.storage.errors import StorageError
 from service.storage.s3 import ObjectStorage
 from worker.agent.child import EngineChild
 from worker.agent.costs import CostKeeper
+from worker.agent.metrics import AgentMetrics
 from worker.agent.slots import Slots
 
 log = structlog.get_logger(__name__)
@@ -50,6 +51,7 @@ class Beat:
         storage: ObjectStorage,
         redis: Redis,
         costs: CostKeeper,
+        metrics: AgentMetrics,
     ):
         self._pool = pool
         self._slots = slots
@@ -58,6 +60,7 @@ class Beat:
         self._storage = storage
         self._redis = redis
         self._costs = costs
+        self._metrics = metrics
         self._stopped = threading.Event()
         self._started_ms = round(time.time() * 1000)
         duties: dict[str, Callable[[], None]] = {
@@ -157,6 +160,7 @@ class Beat:
             server = self._store.server()
             take_back = patience.may_take_back(now_s=time.monotonic(), uptime_s=server.uptime_s)
             done = self._store.reap(take_back=take_back)
+            self._metrics.reaped(done)
             if done.leases or done.deadlines:
                 log.info("reaped", leases=done.leases, deadlines=done.deadlines, bells=done.bells)
 

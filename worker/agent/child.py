@@ -65,8 +65,9 @@ Listener = Callable[[EngineEvent, list[bytes]], None]
 class EngineChild:
     """One engine process after another. Thread-safe.
 
-    On the reader's thread `on_change` is called whenever the child became ready or was lost, and `on_measured` with
-    what it measured. No method but `kill` and `stop` waits for the child.
+    On the reader's thread `on_change` is called whenever the child became ready or was lost, `on_measured` with what it
+    measured, and `on_model` with what became of a model and whether it was warm before. No method but `kill` and
+    `stop` waits for the child.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class EngineChild:
         *,
         on_change: Callable[[], None],
         on_measured: Callable[[Measured], None],
+        on_model: Callable[[ModelWord, bool], None] = lambda _word, _was_warm: None,
     ) -> None:
         self._settings = settings
         self._logs = logs
@@ -84,6 +86,7 @@ class EngineChild:
         self._entries = tuple(sorted(entries, key=lambda entry: not entry.default))
         self._on_change = on_change
         self._on_measured = on_measured
+        self._on_model = on_model
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._letters: Letters | None = None
@@ -262,6 +265,7 @@ class EngineChild:
 
     def _hear_of_model(self, word: ModelWord) -> None:
         with self._lock:
+            was_warm = isinstance(word, ModelCold) and word.card.id in self._models.warm
             self._models.hear(word)
             settled, of_use = self._models.settled, bool(self._models.cards)
         match word:
@@ -272,6 +276,7 @@ class EngineChild:
                 log.error("model_failed", model=word.model, reason=word.message)
             case _:
                 log.info(word.type, model=word.model if isinstance(word, ModelLoading) else word.card.id)
+        self._on_model(word, was_warm)
         # Later loads are watched by the executions that wait for them.
         self._expect_within(None if settled else self._settings.load_s)
         if settled and not of_use and self.has_served and self._process is not None:

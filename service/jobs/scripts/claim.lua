@@ -115,6 +115,8 @@ local function choose(priority)
     if cap and number(redis.call('HGET', k('tenant_counts', tenant), 'running')) >= cap then
       deactivate(pool, priority, tenant, vtime)
       redis.call('SADD', k('tenant_held', tenant), pool .. ' ' .. priority)
+      -- For the census alone: nothing that stands there keeps a claim from going on.
+      redis.pcall('SADD', k('held', pool, priority), tenant)
     else
       local id, alone = pick(priority, tenant)
       if id or alone then return tenant, vtime, math.max(number(settings[2] or '1'), 0.001), id end

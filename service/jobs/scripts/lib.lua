@@ -58,6 +58,7 @@ local function dequeue(id, job)
     local score = redis.call('ZSCORE', k('active', job.pool, job.priority), job.tenant)
     if score then deactivate(job.pool, job.priority, job.tenant, tonumber(score)) end
     redis.call('SREM', k('tenant_held', job.tenant), job.pool .. ' ' .. job.priority)
+    redis.pcall('SREM', k('held', job.pool, job.priority), job.tenant)
   end
 end
 
@@ -99,6 +100,7 @@ local function unhold(tenant)
   for _, entry in ipairs(redis.call('SMEMBERS', held)) do
     redis.call('SREM', held, entry)
     local pool, priority = string.match(entry, '^(%S+) (%S+)$')
+    redis.pcall('SREM', k('held', pool, priority), tenant)
     if redis.call('EXISTS', k('queue', pool, priority, tenant)) == 1 then
       activate(pool, priority, tenant)
       ring(pool)

@@ -3,8 +3,9 @@
 -- ARGV: now, idempotency record or '', body hash, record ttl (s), default cap of queued jobs per tenant or '',
 --       cap of queued jobs in a pool, bell (see take_bell), number of staged prefixes, these prefixes …, then for each
 --       job: number of fields × 2, document fields …
--- Returns {outcome, job ids (the pool, where one is full), created_ms, rate (see told) …}; created_ms is empty where
--- nothing was created. What is refused, and what repeats an accepted call, uses nothing of the tenant's rate.
+-- Returns {outcome, job ids (the pool, where one is full), created_ms, jobs ahead of each in its line, rate (see told) …};
+-- created_ms is empty where nothing was created. What is refused, and what repeats an accepted call, uses nothing of the
+-- tenant's rate.
 local now = clock(ARGV[1])
 local record, body, record_ttl_s = ARGV[2], ARGV[3], ARGV[4]
 local staged, jobs, ids, waiting = {}, {}, {}, {}
@@ -21,7 +22,10 @@ end
 local tenant = jobs[1].tenant
 
 local rate = rate_of(tenant, now)
-local function answer(outcome, of, created_ms) return { outcome, of, created_ms, told(rate) } end
+local aheads = {}
+local function answer(outcome, of, created_ms)
+  return { outcome, of, created_ms, table.concat(aheads, ' '), told(rate) }
+end
 
 for _, id in ipairs(ids) do
   local accepted = redis.call('HGET', k('job', id), 'created_ms')
@@ -70,6 +74,8 @@ for _, job in ipairs(jobs) do
     if job[name] ~= '' then job[name] = string.format('%d', number(job[name]) + skew) end
   end
   job.sequence = tostring(redis.call('HINCRBY', k('pool', job.pool), 'sequence', 1))
+  job.ahead = tostring(redis.call('ZCARD', k('queue', job.pool, job.priority, tenant)))
+  aheads[#aheads + 1] = job.ahead
   local flat = {}
   for name, value in pairs(job) do
     flat[#flat + 1] = name
