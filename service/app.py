@@ -18,6 +18,7 @@ from service.api.application import build_api
 from service.api.gateway import Gateway
 from service.api.http_protocol import GuardedHttpProtocol
 from service.generations.admission import Admission
+from service.generations.batch import SubmitBatch
 from service.generations.cancel import CancelGeneration
 from service.generations.draining import DrainRates
 from service.generations.erase import EraseGeneration
@@ -140,6 +141,7 @@ def _gateway(
     return Gateway(
         authenticator=authenticator,
         submit=submit,
+        batch=SubmitBatch(submit),
         watch=watch,
         follow=FollowGeneration(watch=watch, waiters=waiters, rules=_stream_rules(settings.http)),
         preview=SeePreview(store=store, watch=watch),

@@ -10,6 +10,7 @@ from service.tenants.scopes import SCOPES, Scope
 #: By operation id. Every operation under `/v1` stands here, a test holds it to that; those elsewhere ask for no key.
 SCOPE_OF: Final[dict[str, Scope]] = {
     "createGeneration": "generate",
+    "createGenerations": "generate",
     "cancelGeneration": "generate",
     "eraseGeneration": "generate",
     "listGenerations": "read",

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from service.api import events, generations, health, models, usage
+from service.api import batches, events, generations, health, models, usage
 from service.api.body_limit import BodyLimit
 from service.api.edge import Edge, RequestMeter, request_id_of
 from service.api.loopback import LoopbackOnly
@@ -40,7 +40,7 @@ def build_api(
         redirect_slashes=False,
     )
     # Routes are added as they are: `include_router` would match each request twice.
-    for router in (generations.router, events.router, models.router, usage.router, health.router):
+    for router in (batches.router, generations.router, events.router, models.router, usage.router, health.router):
         api.router.routes.extend(router.routes)
     api.add_exception_handler(HTTPException, _unmatched)
     # The last one added is the outermost.

@@ -16,7 +16,7 @@ from service.contract.catalog import Limits, ModelCard
 from service.contract.generation import GenerationSpec, Receipt, ResultImage, Timings
 from service.contract.job import Job, Status
 from service.contract.schedulers import SCHEDULERS
-from service.generations.resource import GenerationPage, generation_resource
+from service.generations.resource import GenerationBatch, GenerationPage, generation_resource
 from service.jobs.commands import RegisteredModel
 
 _SHA256 = "9f2c7d0e4b8a61355c1e0f9a7b3d8e24c6f05a1b9d7e3428f60c5b1a2e4d7f93"
@@ -95,6 +95,14 @@ _JOB = Job(
 
 _GENERATION = generation_resource(_JOB)
 
+_QUEUED = generation_resource(
+    Job.model_validate(
+        _JOB.model_dump(
+            include={"id", "tenant", "pool", "model", "spec", "object_prefix", "created_ms", "retain_ms", "labels"}
+        )
+    )
+)
+
 _PROBLEM = Problem(
     type="urn:darkroom:problem:invalid_request",
     title="The request has fields that are not allowed.",
@@ -108,6 +116,7 @@ _PROBLEM = Problem(
 
 _RESOURCES: tuple[BaseModel, ...] = (
     _GENERATION,
+    GenerationBatch(data=[_QUEUED]),
     GenerationPage(data=[_GENERATION], next_cursor=None),
     ModelList(data=[model_resource(RegisteredModel(_CARD, warm=2))]),
     model_resource(RegisteredModel(_CARD, warm=2)),

@@ -10,6 +10,7 @@ from fastapi import Request
 from service.api.access import MissingScope
 from service.api.operation import KEY_SCOPE
 from service.contract.errors import Unauthenticated
+from service.generations.batch import SubmitBatch
 from service.generations.cancel import CancelGeneration
 from service.generations.erase import EraseGeneration
 from service.generations.following import FollowGeneration
@@ -31,6 +32,7 @@ class Gateway:
 
     authenticator: Authenticator
     submit: SubmitGeneration
+    batch: SubmitBatch
     watch: WatchGeneration
     follow: FollowGeneration
     preview: SeePreview

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
@@ -14,7 +12,7 @@ from service.api.edge import request_id_of
 from service.api.gateway import caller_of, gateway_of
 from service.api.loopback import is_json
 from service.api.negotiation import accepted_formats
-from service.api.operation import Operation, json_object, while_connected
+from service.api.operation import Operation, idempotent, json_object, while_connected
 from service.api.pictures import picture_response, with_picture_format
 from service.api.preferences import preferences
 from service.api.rate_headers import rate_headers
@@ -23,7 +21,6 @@ from service.contract.errors import FieldError, InvalidRequest, NotFound, Unsupp
 from service.contract.generation import CONTENT_TYPES, ResultImage
 from service.contract.job import Job, Status
 from service.generations.field_errors import MAX_ERRORS, pointer
-from service.generations.idempotency import IdempotentCall, idempotent_call
 from service.generations.ids import ID_FORM
 from service.generations.listing import listing_query
 from service.generations.resource import (
@@ -86,7 +83,7 @@ async def create_generation(request: Request) -> Response:
     accepted = accepted_formats(request.headers.getlist("accept"))
     prefer = preferences(request.headers.getlist("prefer"))
     body = await json_object(request)
-    call = _idempotent_call(request, body)
+    call = idempotent(request, GENERATIONS_PATH, body)
     if accepted:
         body = with_picture_format(body, accepted)
     submitted = await gateway.submit.submit(caller, body, call=call, request_id=request_id_of(request))
@@ -249,15 +246,6 @@ def _generation_id(request: Request) -> str:
     if ID_FORM.fullmatch(generation_id):
         bind_job(generation_id)
     return generation_id
-
-
-def _idempotent_call(request: Request, body: Mapping[str, Any]) -> IdempotentCall | None:
-    keys = request.headers.getlist("idempotency-key")
-    if not keys:
-        return None
-    if len(keys) > 1:
-        raise InvalidRequest([FieldError("Idempotency-Key", "is given twice")])
-    return idempotent_call(request.method, GENERATIONS_PATH, keys[0], body)
 
 
 async def _no_fields(request: Request) -> None:

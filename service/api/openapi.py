@@ -13,7 +13,7 @@ from service.api.access import SCOPE_OF
 from service.api.application import build_api
 from service.api.examples import add_examples
 from service.api.problems import Problem
-from service.generations.request import GenerationRequest
+from service.generations.batch import BatchRequest
 from service.settings.gateway import HttpSettings
 from service.tenants.scopes import SCOPES
 
@@ -39,7 +39,7 @@ def document(api: FastAPI) -> dict[str, Any]:
         license_info={"name": "MIT", "identifier": "MIT"},
     )
     _, definitions = models_json_schema(
-        [(GenerationRequest, "validation"), (Problem, "validation")], ref_template="#/components/schemas/{model}"
+        [(BatchRequest, "validation"), (Problem, "validation")], ref_template="#/components/schemas/{model}"
     )
     components = found.setdefault("components", {})
     schemas = cast("dict[str, Any]", components.setdefault("schemas", {}))

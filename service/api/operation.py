@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from service.api.access import SCOPE_OF
 from service.api.loopback import is_json
+from service.api.problems import MethodNotAllowed
 from service.api.strict_json import parse_object
-from service.contract.errors import UnsupportedMedia
+from service.contract.errors import FieldError, InvalidRequest, UnsupportedMedia
+from service.generations.idempotency import IdempotentCall, idempotent_call
 
 #: Where the scope of a key that the operation asks for is kept in the scope of its request.
 KEY_SCOPE = "darkroom.key_scope"
@@ -48,6 +50,16 @@ class Operation(APIRoute):
         self.app = answer
 
 
+def only_post(router: APIRouter, path: str) -> None:
+    """Answer every other method at `path` with 405, where a path with a parameter would take them for its own."""
+
+    async def refuse(_request: Request) -> Response:
+        raise MethodNotAllowed("POST")
+
+    others = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+    router.add_api_route(path, refuse, methods=others, include_in_schema=False)
+
+
 async def json_object(request: Request) -> dict[str, Any]:
     """Return the JSON object in a request's body.
 
@@ -57,6 +69,16 @@ async def json_object(request: Request) -> dict[str, Any]:
     if len(content_types) != 1 or not is_json(content_types[0]):
         raise UnsupportedMedia("The body must be application/json in UTF-8; say so in Content-Type.")
     return parse_object(await request.body())
+
+
+def idempotent(request: Request, path: str, body: Mapping[str, Any]) -> IdempotentCall | None:
+    """Return what a creating call is known by when it is repeated; None without a key. Raises `InvalidRequest`."""
+    keys = request.headers.getlist("idempotency-key")
+    if not keys:
+        return None
+    if len(keys) > 1:
+        raise InvalidRequest([FieldError("Idempotency-Key", "is given twice")])
+    return idempotent_call(request.method, path, keys[0], body)
 
 
 async def while_connected(request: Request, waiting: Coroutine[Any, Any, T]) -> T:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, cast
 
 from service.contract.errors import MalformedRequest
 
-#: Levels of nesting; the deepest valid request has 3.
+#: Levels of nesting; the deepest valid request, a batch, has 5.
 MAX_DEPTH = 16
 #: Digits of an integer: more than any field takes, and far below what makes Python's own conversion slow.
 MAX_DIGITS = 40

@@ -179,9 +179,11 @@ class RateLimited(LimitReached):
 
     code = "rate_limited"
 
-    def __init__(self, rate: RequestRate) -> None:
-        wait_s = max(1, rate.next_s)
-        message = f"This tenant may create {rate.per_minute} generations a minute; the next one in {wait_s} s."
+    def __init__(self, rate: RequestRate, asked: int = 1) -> None:
+        """`asked`: generations of the refused call."""
+        wait_s = max(1, rate.wait_s(asked))
+        what = "the next one" if asked == 1 else f"these {asked}"
+        message = f"This tenant may create {rate.per_minute} generations a minute; {what} in {wait_s} s."
         super().__init__(message, retry_after_s=wait_s)
         self.rate = rate
 

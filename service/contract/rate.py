@@ -22,3 +22,13 @@ class RequestRate:
     remaining: int
     #: s, rounded up, until one more would be; 0 where nothing is used.
     next_s: int
+
+    @property
+    def burst(self) -> int:
+        """Calls that would be accepted at once of whoever made none lately."""
+        return -(-self.per_minute // RATE_PARTS)
+
+    def wait_s(self, calls: int) -> int:
+        """Return the seconds, rounded up, until so many calls would be accepted at once."""
+        more = calls - self.remaining
+        return 0 if more < 1 else self.next_s + -(-(more - 1) * RATE_WINDOW_S // self.per_minute)

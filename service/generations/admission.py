@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from service.contract.errors import LimitReached, Overloaded
+from service.contract.errors import DarkroomError, FieldError, InvalidRequest, LimitReached, Overloaded, RateLimited
+from service.contract.rate import RequestRate
 from service.generations.draining import DrainRates
+from service.tenants.authentication import Caller
 
 #: s; memory comes back when retentions are over, which no end of a job hastens.
 _MEMORY_RETRY_S = 10
@@ -35,13 +37,35 @@ class Admission:
                 retry_after_s=max(_MEMORY_RETRY_S, drained_s),
             )
 
-    async def tenant_full(self, tenant: str) -> LimitReached:
-        """Return the refusal of a tenant that has as many jobs waiting as it may."""
+    async def tenant_full(self, caller: Caller, asked: int) -> DarkroomError:
+        """Return the refusal of `asked` more jobs of a tenant, which has too many waiting for that."""
+        most = caller.limits.max_queued
+        if most is not None and 0 < most < asked:
+            return _too_many(f"must be at most {most}: as many generations of this tenant may wait at once")
         return LimitReached(
-            "As many generations as this tenant may have are waiting.",
-            retry_after_s=await self._drains.retry_after_s("tenant", tenant),
+            "As many generations as this tenant may have are waiting."
+            if asked == 1
+            else f"So many generations of this tenant are waiting that {asked} more are too many.",
+            retry_after_s=await self._drains.retry_after_s("tenant", caller.tenant),
         )
 
-    async def pool_full(self, pool: str) -> Overloaded:
-        """Return the refusal of a pool in which as many jobs wait as may."""
+    async def pool_full(self, pool: str, asked: int, most: int) -> DarkroomError:
+        """Return the refusal of a call of `asked` jobs by a pool in which too many wait for that; `most` may."""
+        if most < asked:
+            return _too_many(f"must be at most {most}: as many generations may wait at once")
         return Overloaded(retry_after_s=await self._drains.retry_after_s("pool", pool))
+
+
+def rate_refusal(rate: RequestRate, asked: int) -> DarkroomError:
+    """Return the refusal of a call of `asked` jobs by a tenant's rate."""
+    if asked > rate.burst:
+        return _too_many(
+            f"must be at most {rate.burst}: of its {rate.per_minute} generations a minute this tenant may create as "
+            "many at once"
+        )
+    return RateLimited(rate, asked)
+
+
+def _too_many(message: str) -> InvalidRequest:
+    """Return the refusal of a batch that would never fit."""
+    return InvalidRequest([FieldError("/requests", message)])

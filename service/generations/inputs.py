@@ -8,9 +8,10 @@ from concurrent.futures import Executor
 
 import structlog
 
-from service.contract.errors import FieldError, InvalidRequest, Overloaded, RateLimited, Unavailable
+from service.contract.errors import FieldError, InvalidRequest, Overloaded, Unavailable
 from service.contract.generation import StoredInput
-from service.generations.pictures import Picture, PictureLimits, PictureRefused, read_picture
+from service.generations.admission import rate_refusal
+from service.generations.pictures import InputPicture, Picture, PictureLimits, PictureRefused, read_picture
 from service.generations.request import Asset, GenerationRequest
 from service.jobs.async_store import AsyncJobStore
 from service.storage.s3 import ObjectStorage
@@ -30,9 +31,9 @@ class InputPictures:
         self._limits = limits
         self._threads = threads
 
-    async def read(self, caller: Caller, request: GenerationRequest) -> dict[str, Picture]:
+    async def read(self, caller: Caller, request: GenerationRequest) -> dict[str, InputPicture]:
         """Return the pictures by field; raises `InvalidRequest` with everything that is wrong with them."""
-        pictures: dict[str, Picture] = {}
+        pictures: dict[str, InputPicture] = {}
         errors: list[FieldError] = []
         for name, asset in (("image", request.image), ("mask", request.mask)):
             if asset is None:
@@ -49,9 +50,9 @@ class InputPictures:
         """Make ready to store inputs of so many jobs; raises `RateLimited` where that would be for nothing."""
         used_up = await self._store.stage_inputs(tenant, prefixes, jobs=jobs)
         if used_up:
-            raise RateLimited(used_up)
+            raise rate_refusal(used_up, jobs)
 
-    async def keep(self, pictures: Mapping[str, Picture], prefix: str) -> dict[str, StoredInput]:
+    async def keep(self, pictures: Mapping[str, InputPicture], prefix: str) -> dict[str, StoredInput]:
         """Store the pictures below a job's staged prefix; return what its specification says of them, by field."""
         loop = asyncio.get_running_loop()
         uploads = [
@@ -67,10 +68,10 @@ class InputPictures:
             stored[name] = result
         return stored
 
-    async def discard(self, prefixes: Collection[str]) -> None:
+    async def discard(self, prefixes: Collection[str], *, unused: Collection[str] = ()) -> None:
         """Have stored inputs erased; if Redis is away too, staging does it within the hour."""
         try:
-            await self._store.unstage_inputs(prefixes)
+            await self._store.unstage_inputs(prefixes, unused=unused)
         except (Unavailable, Overloaded):
             log.info("inputs_left_to_staging")
 

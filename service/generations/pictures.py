@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
+from service.contract.errors import Gone
 from service.contract.generation import CONTENT_TYPES, ImageFormat, StoredInput
 from service.net.pictures import NotAPicture, PictureHeader, sniff
+from service.storage.errors import ObjectMissing
 from service.storage.keys import input_key
 from service.storage.s3 import ObjectStorage
 
@@ -17,6 +20,14 @@ _MAX_ASPECT = 16
 
 class PictureRefused(Exception):
     """An input picture is not one that is taken here; the message says what is."""
+
+
+class InputPicture(Protocol):
+    """A picture that can be stored as an input of a job."""
+
+    def store(self, storage: ObjectStorage, prefix: str, index: int) -> StoredInput:
+        """Store it below a job's prefix; blocks. Raises `PictureRefused` where it is gone by now."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,22 @@ class Picture:
             bytes=len(self.data),
             sha256=self.sha256,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedPicture:
+    """An input of an earlier generation."""
+
+    earlier: StoredInput
+
+    def store(self, storage: ObjectStorage, prefix: str, index: int) -> StoredInput:
+        """Copy it below another job's prefix, so that it outlives its own; blocks. Raises `Gone` where it did not."""
+        key = input_key(prefix, index, self.earlier.format)
+        try:
+            storage.copy(self.earlier.key, key, content_type=CONTENT_TYPES[self.earlier.format])
+        except ObjectMissing:
+            raise Gone("An input picture of this generation was erased.") from None
+        return self.earlier.model_copy(update={"key": key})
 
 
 def read_picture(text: str, limits: PictureLimits) -> Picture:

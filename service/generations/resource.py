@@ -135,6 +135,13 @@ class GenerationResource(_Resource):
     urls: UrlsResource
 
 
+class GenerationBatch(_Resource):
+    """The generations of a batch, in the order of their requests."""
+
+    object: Annotated[str, Field(pattern="^list$")] = "list"
+    data: list[GenerationResource]
+
+
 class GenerationPage(_Resource):
     """Generations, newest first. A filtered page may be short, or empty, and still have a next one."""
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from service.contract.catalog import ModelCard, UnusedField
 from service.contract.errors import FieldError, InvalidRequest, Unavailable
-from service.contract.generation import SEED_MAX, GenerationSpec, Output, Task
+from service.contract.generation import SEED_MAX, GenerationSpec, Output, StoredInput, Task
 from service.contract.schedulers import ALIASES, OWN_SCHEDULER, SCHEDULERS
 from service.contract.steps import most_steps, steps_run
 from service.generations.field_errors import MAX_ERRORS, field_errors, nearest
@@ -38,6 +38,15 @@ class Draft:
     spec: GenerationSpec
     #: Denoiser rows × steps, in units of the model's native size: what fairness is measured in.
     cost: float
+    #: JSON pointer of the request in the body; empty = the body itself.
+    where: str = ""
+    #: Pictures of an earlier generation, by field, that are copied for this one.
+    copied: Mapping[str, StoredInput] = field(default_factory=dict)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether input pictures have to be stored for it."""
+        return bool(self.copied) or self.request.image is not None or self.request.mask is not None
 
 
 @dataclass(slots=True)

@@ -1,28 +1,24 @@
-"""Accepting a generation: check everything, store the input pictures, then one script that accepts it or not."""
+"""Accepting generations: check everything, store the input pictures, then one script that accepts it or not."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.contract.errors import (
-    Gone,
-    IdempotencyMismatch,
-    InvalidRequest,
-    Overloaded,
-    RateLimited,
-)
+from service.contract.catalog import ModelCard
+from service.contract.errors import Gone, IdempotencyMismatch, InvalidRequest, Overloaded, RateLimited
 from service.contract.job import Job
 from service.contract.rate import RequestRate
-from service.generations.admission import Admission
+from service.generations.admission import Admission, rate_refusal
 from service.generations.idempotency import IdempotentCall
 from service.generations.ids import GenerationIds, IdSource
 from service.generations.inputs import InputPictures
 from service.generations.models import ModelDirectory
 from service.generations.specification import Draft, draft
+from service.generations.staged import StagedInputs
 from service.jobs.async_store import AsyncJobStore
 from service.jobs.commands import Idempotency, Submission, SubmitLimits
 from service.storage.keys import job_prefix
@@ -44,13 +40,22 @@ class SubmitRules:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """An accepted generation."""
+    """Accepted generations, in the order of their requests."""
 
-    job: Job
-    #: It was accepted before, under the same Idempotency-Key.
+    jobs: Sequence[Job]
+    #: They were accepted before, under the same Idempotency-Key.
     replayed: bool
     #: What is left of the tenant's rate; None where it has none, or nobody asked.
     rate: RequestRate | None = None
+
+    @property
+    def job(self) -> Job:
+        """The one of a call that creates one."""
+        return self.jobs[0]
+
+
+#: Returns checked requests, one at least; raises `InvalidRequest` with everything that is wrong.
+Drafting = Callable[[Sequence[ModelCard]], Awaitable[Sequence[Draft]]]
 
 
 class SubmitGeneration:
@@ -78,42 +83,56 @@ class SubmitGeneration:
     async def submit(
         self, caller: Caller, body: Mapping[str, Any], *, call: IdempotentCall | None, request_id: str
     ) -> Submitted:
-        """Accept what a body asks for.
+        """Accept what a body asks for; raises as `submit_all`."""
+
+        async def drafting(cards: Sequence[ModelCard]) -> Sequence[Draft]:
+            return [self.draft(body, cards)]
+
+        return await self.submit_all(caller, drafting, call=call, request_id=request_id)
+
+    def draft(self, body: Mapping[str, Any], cards: Sequence[ModelCard]) -> Draft:
+        """Return the checked request of a body; raises `InvalidRequest` with every wrong field."""
+        return draft(body, cards, draw_seed=secrets.randbelow, retain_max_s=self._rules.retain_max_s)
+
+    async def submit_all(
+        self, caller: Caller, drafting: Drafting, *, call: IdempotentCall | None, request_id: str
+    ) -> Submitted:
+        """Accept every request that is drafted, or none.
 
         Raises `InvalidRequest` with every wrong field, `IdempotencyMismatch`, `Gone` for the key of an erased job,
         `RateLimited`, `LimitReached`, `Overloaded`, `Unavailable`. After any of them nothing is queued.
         """
+        staged = StagedInputs(self._inputs, caller)
         try:
-            cards = await self._models.cards()
-            drafted = draft(body, cards, draw_seed=secrets.randbelow, retain_max_s=self._rules.retain_max_s)
-            await self._admission.check(drafted.card.pool)
-            pictures = await self._inputs.read(caller, drafted.request)
-            job = self._job(await self._ids.ids(), caller, drafted, request_id)
-            if pictures:
-                await self._inputs.stage(caller.tenant, [job.object_prefix])
-        except (InvalidRequest, Overloaded, RateLimited) as err:
-            # What was accepted once stays accepted, also where it would be refused today.
-            earlier = call and await self._store.recall(caller.tenant, _idempotency(call, 0))
-            if earlier:
-                return Submitted(earlier[0], replayed=True, rate=err.rate if isinstance(err, RateLimited) else None)
-            raise
-        if not pictures:
-            return await self._accept(job, call, None)
-        prefix = job.object_prefix
-        accepted = False
-        try:
-            stored = await self._inputs.keep(pictures, prefix)
-            job = job.model_copy(update={"spec": job.spec.model_copy(update=stored)})
-            submitted = await self._accept(job, call, prefix)
-            accepted = not submitted.replayed
+            try:
+                drafts = await drafting(await self._models.cards())
+                for pool in {each.card.pool for each in drafts}:
+                    await self._admission.check(pool)
+                jobs = self._jobs(await self._ids.ids(), caller, drafts, request_id)
+                jobs = await staged.fill(drafts, jobs)
+            except (InvalidRequest, Overloaded, RateLimited, Gone) as err:
+                # What was accepted once stays accepted, also where it would be refused today.
+                earlier = call and await self._store.recall(caller.tenant, _idempotency(call, 0))
+                if earlier:
+                    return Submitted(earlier, replayed=True, rate=err.rate if isinstance(err, RateLimited) else None)
+                raise
+            submitted = await self._accept(caller, jobs, call, staged.prefixes)
+            if not submitted.replayed:
+                staged.accepted()
+            return submitted
         finally:
-            if not accepted:
-                await self._inputs.discard([prefix])
-        return submitted
+            await staged.discard()
 
-    def _job(self, ids: GenerationIds, caller: Caller, drafted: Draft, request_id: str) -> Job:
-        request, now_ms = drafted.request, self._now_ms()
-        job_id = ids.new(caller.tenant, now_ms)
+    def _jobs(self, ids: GenerationIds, caller: Caller, drafts: Sequence[Draft], request_id: str) -> list[Job]:
+        """Return the jobs in order. So are their ids, by which those of one moment are listed."""
+        now_ms = self._now_ms()
+        job_ids = sorted(ids.new(caller.tenant, now_ms) for _ in drafts)
+        return [
+            self._job(job_id, caller, each, now_ms, request_id) for job_id, each in zip(job_ids, drafts, strict=True)
+        ]
+
+    def _job(self, job_id: str, caller: Caller, drafted: Draft, now_ms: int, request_id: str) -> Job:
+        request = drafted.request
         return Job(
             id=job_id,
             tenant=caller.tenant,
@@ -131,48 +150,55 @@ class SubmitGeneration:
             request_id=request_id,
         )
 
-    async def _accept(self, job: Job, call: IdempotentCall | None, prefix: str | None) -> Submitted:
+    async def _accept(
+        self, caller: Caller, jobs: Sequence[Job], call: IdempotentCall | None, prefixes: Collection[str]
+    ) -> Submitted:
         submission = await self._store.submit(
-            job,
-            idempotency=call and _idempotency(call, job.retain_ms // 1000),
+            *jobs,
+            idempotency=call and _idempotency(call, max(job.retain_ms for job in jobs) // 1000),
             limits=SubmitLimits(tenant_queued=None, pool_queued=self._rules.pool_queued),
-            staged=[prefix] if prefix else [],
+            staged=prefixes,
         )
         if submission.outcome == "created":
-            return Submitted(_by_the_clock_of_redis(job, submission), replayed=False, rate=submission.rate)
-        return Submitted(await self._earlier(job, submission), replayed=True, rate=submission.rate)
+            # A call that is repeated after a lost reply is not told again.
+            aheads = submission.aheads or [0] * len(jobs)
+            created = [
+                _as_stored(job, submission.created_ms or job.created_ms, ahead)
+                for job, ahead in zip(jobs, aheads, strict=True)
+            ]
+            return Submitted(created, replayed=False, rate=submission.rate)
+        return Submitted(await self._earlier(caller, jobs, submission), replayed=True, rate=submission.rate)
 
-    async def _earlier(self, sent: Job, submission: Submission) -> Job:
-        """Return the job of a replayed call, or raise what any other outcome means."""
+    async def _earlier(self, caller: Caller, sent: Sequence[Job], submission: Submission) -> Sequence[Job]:
+        """Return the jobs of a replayed call, or raise what any other outcome means."""
         match submission.outcome:
             case "mismatch":
                 raise IdempotencyMismatch
             case "rate_limited" if submission.rate:
-                raise RateLimited(submission.rate)
+                raise rate_refusal(submission.rate, len(sent))
             case "tenant_full":
-                raise await self._admission.tenant_full(sent.tenant)
+                raise await self._admission.tenant_full(caller, len(sent))
             case "pool_full":
-                raise await self._admission.pool_full(sent.pool)
+                asked = sum(job.pool == submission.pool for job in sent)
+                raise await self._admission.pool_full(submission.pool, asked, self._rules.pool_queued)
             case _:
-                jobs = await self._store.get_all(sent.tenant, submission.job_ids)
+                jobs = await self._store.get_all(caller.tenant, submission.job_ids)
                 if not jobs:
-                    raise Gone("The generation of this Idempotency-Key was erased.")
-                return jobs[0]
+                    raise Gone("A generation of this Idempotency-Key was erased.")
+                return jobs
 
 
 def _idempotency(call: IdempotentCall, retain_s: int) -> Idempotency:
     return Idempotency(call.record, call.body_sha256, max(_DAY_S, retain_s))
 
 
-def _by_the_clock_of_redis(job: Job, submission: Submission) -> Job:
+def _as_stored(job: Job, created_ms: int, ahead: int) -> Job:
     """Return the job as it was stored: this gateway's clock only measured spans."""
-    if submission.created_ms is None:
-        return job
-    skew_ms = submission.created_ms - job.created_ms
+    skew_ms = created_ms - job.created_ms
     return job.model_copy(
         update={
-            "created_ms": submission.created_ms,
-            "ahead": next(iter(submission.aheads), 0),
+            "created_ms": created_ms,
+            "ahead": ahead,
             "start_by_ms": None if job.start_by_ms is None else job.start_by_ms + skew_ms,
             "finish_by_ms": None if job.finish_by_ms is None else job.finish_by_ms + skew_ms,
         }

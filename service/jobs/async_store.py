@@ -85,10 +85,15 @@ class AsyncJobStore:
         arguments: list[Argument] = [tenant, jobs, _STAGING_MS, *prefixes]
         return commands.told_rate(cast("list[int]", await self._run("stage", arguments)))
 
-    async def unstage_inputs(self, prefixes: Collection[str]) -> None:
-        """Have staged inputs erased now: their submit was refused."""
+    async def unstage_inputs(self, prefixes: Collection[str], *, unused: Collection[str] = ()) -> None:
+        """Have staged inputs erased now: their submit was refused. Below `unused` nothing was stored."""
         with as_unavailable():
-            await self._redis.zadd(key("erasures"), dict.fromkeys(prefixes, 0), xx=True)
+            pipe = self._redis.pipeline(transaction=False)
+            if prefixes:
+                pipe.zadd(key("erasures"), dict.fromkeys(prefixes, 0), xx=True)
+            if unused:
+                pipe.zrem(key("erasures"), *unused)
+            await pipe.execute()
 
     async def cancel(self, tenant: str, job_id: str) -> Job | None:
         """Cancel; return the job as it is then, None where this tenant has none such."""
