@@ -50,13 +50,43 @@ def _look_up(host: bytes, port: int) -> list[str]:
     return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
-class PinnedBackend(httpcore.AsyncNetworkBackend):
+class Sockets(httpcore.AsyncNetworkBackend):
+    """Opens connections for one call, and closes them with it: httpcore forgets one whose handshake is broken off."""
+
+    def __init__(self) -> None:
+        # httpcore has another class of that name for machines without anyio.
+        self._backend = cast("httpcore.AsyncNetworkBackend", httpcore.AnyIOBackend())
+        self._opened: list[httpcore.AsyncNetworkStream] = []
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to a host; raises `httpcore.ConnectError` or `ConnectTimeout`."""
+        stream = await self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
+        self._opened.append(stream)
+        return stream
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait; httpcore asks for it between retries."""
+        await asyncio.sleep(seconds)
+
+    async def aclose(self) -> None:
+        """Close what is open still."""
+        while self._opened:
+            await self._opened.pop().aclose()
+
+
+class PinnedSockets(Sockets):
     """Opens connections to the given addresses, whatever host is asked for."""
 
     def __init__(self, addresses: Sequence[Address]) -> None:
+        super().__init__()
         self._addresses = addresses[:_MOST_ADDRESSES]
-        # httpcore has another class of that name for machines without anyio.
-        self._sockets = cast("httpcore.AsyncNetworkBackend", httpcore.AnyIOBackend())
 
     async def connect_tcp(
         self,
@@ -67,19 +97,13 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """Connect to the first address that answers; raises `httpcore.ConnectError` or `ConnectTimeout` of the last."""
-        *before, last = self._addresses
+        *before, last = map(str, self._addresses)
         for address in before:
             try:
-                return await self._sockets.connect_tcp(
-                    str(address), port, _NEXT_ADDRESS_S, local_address, socket_options
-                )
+                return await super().connect_tcp(address, port, _NEXT_ADDRESS_S, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-        return await self._sockets.connect_tcp(str(last), port, timeout, local_address, socket_options)
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait; httpcore asks for it between retries."""
-        await asyncio.sleep(seconds)
+        return await super().connect_tcp(last, port, timeout, local_address, socket_options)
 
 
 def addresses_of(found: Iterable[str]) -> list[Address]:

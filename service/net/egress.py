@@ -23,7 +23,7 @@ import httpcore
 
 from service.contract.errors import DarkroomError
 from service.net.addresses import Address, Network, is_allowed
-from service.net.connecting import PinnedBackend, Resolve, SystemResolver, addresses_of
+from service.net.connecting import PinnedSockets, Resolve, Sockets, SystemResolver, addresses_of
 from service.net.urls import Destination, UrlRefused, parse_url
 from service.settings.egress import EgressSettings
 
@@ -182,23 +182,27 @@ class Egress:
         where = httpcore.URL(
             scheme=destination.scheme, host=destination.host, port=destination.port, target=destination.target
         )
-        async with (
-            await self._connections(destination) as connections,
-            connections.stream(method, where, headers=list(all_headers.items()), content=body) as response,
-        ):
-            yield response
+        sockets = await self._sockets(destination)
+        connections = httpcore.AsyncConnectionPool(
+            ssl_context=self._tls,
+            proxy=_proxy(self._rules.proxy) if self._rules.proxy else None,
+            max_connections=1,
+            max_keepalive_connections=0,
+            network_backend=sockets,
+        )
+        try:
+            async with connections.stream(method, where, headers=list(all_headers.items()), content=body) as response:
+                yield response
+        finally:
+            await sockets.aclose()
 
-    async def _connections(self, destination: Destination) -> httpcore.AsyncConnectionPool:
+    async def _sockets(self, destination: Destination) -> Sockets:
+        """Return what opens connections for one call. A name is looked up here, or by the proxy, and nowhere else."""
         if self._rules.proxy is None:
-            backend = PinnedBackend(await self._addresses(destination))
-            return httpcore.AsyncConnectionPool(
-                ssl_context=self._tls, max_connections=1, max_keepalive_connections=0, network_backend=backend
-            )
+            return PinnedSockets(await self._addresses(destination))
         if destination.address and not is_allowed(destination.address, self._rules.networks):
             raise EgressFailed("address")
-        return httpcore.AsyncConnectionPool(
-            ssl_context=self._tls, max_connections=1, max_keepalive_connections=0, proxy=_proxy(self._rules.proxy)
-        )
+        return Sockets()
 
     async def _addresses(self, destination: Destination) -> Sequence[Address]:
         """Return the addresses of a host, all of them allowed: one that is not makes the others suspect."""

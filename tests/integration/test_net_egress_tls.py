@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import gc
 import ssl
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,28 @@ async def test_a_server_without_tls_is_refused(authority: Authority) -> None:
         client = Egress(believing(authority, place), resolve=Names(good_test=[[PUBLIC]]).resolve)
         assert await reason(client, f"https://good.test:{place.port}/") == "tls"
     assert (place.hits, place.exchanges) == (1, [])
+
+
+async def test_a_handshake_that_hangs_leaves_no_connection_behind(authority: Authority) -> None:
+    ended = asyncio.Event()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # to the end
+        ended.set()
+        writer.close()
+
+    gc.disable()  # which would close it sooner or later
+    try:
+        server = await asyncio.start_server(listen, PUBLIC)
+        port = server.sockets[0].getsockname()[1]
+        client = Egress(EgressRules(networks=(ip_network(f"{PUBLIC}/32"),), ports=(port,)))
+        with pytest.raises(EgressFailed, match="timeout"):
+            await client.fetch(f"https://{PUBLIC}:{port}/", max_bytes=10, deadline_s=0.3)
+        await asyncio.wait_for(ended.wait(), 5)
+        server.close()
+        await client.aclose()
+    finally:
+        gc.enable()
 
 
 async def test_a_redirect_never_leads_out_of_tls(authority: Authority) -> None:
