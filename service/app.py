@@ -30,6 +30,7 @@ from service.generations.listing import ListGenerations
 from service.generations.models import ModelDirectory
 from service.generations.pictures import PictureLimits
 from service.generations.previews import SeePreview
+from service.generations.remote import FetchRules, RemotePictures
 from service.generations.submit import SubmitGeneration, SubmitRules
 from service.generations.usage import TellUsage
 from service.generations.vitals import Vitals
@@ -37,6 +38,8 @@ from service.generations.wait import WatchGeneration
 from service.jobs.async_store import AsyncJobStore
 from service.jobs.connection import connect_async
 from service.jobs.waiting import Waiters
+from service.net.egress import Egress, EgressRules
+from service.settings.egress import FetchSettings
 from service.settings.gateway import AdmissionSettings, GatewaySettings, HttpSettings
 from service.settings.reading import SettingsError
 from service.settings.telemetry import MetricsSettings
@@ -62,6 +65,7 @@ def create_app(settings: GatewaySettings, *, metrics: GatewayMetrics | None = No
             store = AsyncJobStore(client)
             waiters = Waiters(client, store)
             storage = ObjectStorage(settings.storage)
+            egress = Egress(EgressRules.of(settings.egress))
             housekeeping = Housekeeping(
                 store,
                 refuse_ratio=settings.admission.memory_refuse_ratio,
@@ -77,12 +81,14 @@ def create_app(settings: GatewaySettings, *, metrics: GatewayMetrics | None = No
                     storage=storage,
                     waiters=waiters,
                     housekeeping=housekeeping,
+                    egress=egress,
                     threads=threads,
                 )
                 async with _measured(metrics, app.state.gateway, waiters, housekeeping):
                     yield
             await housekeeping.stop()
             await waiters.stop()
+            await egress.aclose()
             storage.close()
 
     return build_api(settings.http, local_only=settings.auth.auth == "none", lifespan=lifespan, meter=metrics)
@@ -120,6 +126,7 @@ def _gateway(
     storage: ObjectStorage,
     waiters: Waiters,
     housekeeping: Housekeeping,
+    egress: Egress,
     threads: ThreadPoolExecutor,
 ) -> Gateway:
     ids = IdSource(store)
@@ -129,9 +136,16 @@ def _gateway(
         authenticator = KeyAuthenticator(
             client, cache_s=settings.auth.key_cache_s, failures_per_minute=settings.auth.auth_failures_per_minute
         )
+    limits = _picture_limits(settings.admission)
     submit = SubmitGeneration(
         store=store,
-        inputs=InputPictures(store=store, storage=storage, limits=_picture_limits(settings.admission), threads=threads),
+        inputs=InputPictures(
+            store=store,
+            storage=storage,
+            remote=RemotePictures(egress=egress, rules=_fetch_rules(settings.fetch), limits=limits, threads=threads),
+            limits=limits,
+            threads=threads,
+        ),
         models=models,
         ids=ids,
         admission=Admission(memory=housekeeping, drains=DrainRates(store)),
@@ -170,6 +184,15 @@ def _picture_limits(admission: AdmissionSettings) -> PictureLimits:
         max_bytes=admission.input_limit_bytes,
         max_side_px=admission.input_side_px,
         max_pixels=admission.input_pixels,
+    )
+
+
+def _fetch_rules(fetch: FetchSettings) -> FetchRules:
+    return FetchRules(
+        timeout_s=fetch.timeout_s,
+        at_once=fetch.limit,
+        tenant_at_once=fetch.tenant_limit,
+        held_bytes=fetch.budget_bytes,
     )
 
 

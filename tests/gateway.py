@@ -30,6 +30,7 @@ from service.contract.schedulers import SCHEDULERS
 from service.contract.worker import WorkerRecord
 from service.jobs.commands import Holding, Outcome
 from service.jobs.store import JobStore
+from service.settings.egress import EgressSettings, FetchSettings
 from service.settings.gateway import AdmissionSettings, AuthSettings, GatewaySettings, HttpSettings
 from service.settings.groups import LogSettings, RedisSettings, StorageSettings
 from service.settings.telemetry import MetricsSettings
@@ -71,6 +72,8 @@ def gateway_settings(
     http: dict[str, Any] | None = None,
     auth: str = "keys",
     admission: dict[str, Any] | None = None,
+    egress: EgressSettings | None = None,
+    fetch: FetchSettings | None = None,
 ) -> GatewaySettings:
     """Return the settings of a gateway on the test's servers."""
     return GatewaySettings(
@@ -81,6 +84,8 @@ def gateway_settings(
         storage=storage_settings,
         log=LogSettings(),
         metrics=MetricsSettings(),
+        egress=egress or EgressSettings(),
+        fetch=fetch or FetchSettings(),
     )
 
 

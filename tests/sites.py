@@ -57,11 +57,19 @@ class Site:
         self._greeting = greeting
         self.port = 0
         self.hits = 0
+        self._came = asyncio.Condition()
         self.exchanges: list[Exchange] = []
         self.plays: dict[str, Play] = {}
 
+    async def met(self, hits: int, timeout_s: float = 10) -> None:
+        """Wait until so many have come."""
+        async with asyncio.timeout(timeout_s), self._came:
+            await self._came.wait_for(lambda: self.hits >= hits)
+
     async def meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.hits += 1
+        async with self._came:
+            self.hits += 1
+            self._came.notify_all()
         exchange = Exchange(reader, writer)
         try:
             await exchange.send(self._greeting)

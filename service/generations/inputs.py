@@ -12,6 +12,7 @@ from service.contract.errors import FieldError, InvalidRequest, Overloaded, Unav
 from service.contract.generation import StoredInput
 from service.generations.admission import rate_refusal
 from service.generations.pictures import InputPicture, Picture, PictureLimits, PictureRefused, read_picture
+from service.generations.remote import RemotePictures
 from service.generations.request import Asset, GenerationRequest
 from service.jobs.async_store import AsyncJobStore
 from service.storage.s3 import ObjectStorage
@@ -24,9 +25,16 @@ class InputPictures:
     """Turns the assets of a request into pictures, and these into objects below a job's prefix."""
 
     def __init__(
-        self, *, store: AsyncJobStore, storage: ObjectStorage, limits: PictureLimits, threads: Executor
+        self,
+        *,
+        store: AsyncJobStore,
+        storage: ObjectStorage,
+        remote: RemotePictures,
+        limits: PictureLimits,
+        threads: Executor,
     ) -> None:
         self._store = store
+        self._remote = remote
         self._storage = storage
         self._limits = limits
         self._threads = threads
@@ -75,11 +83,13 @@ class InputPictures:
         except (Unavailable, Overloaded):
             log.info("inputs_left_to_staging")
 
-    async def _read(self, _caller: Caller, asset: Asset) -> Picture:
+    async def _read(self, caller: Caller, asset: Asset) -> Picture:
         """Return the picture that an asset gives or names; raises `PictureRefused`."""
         match asset.kind:
             case "base64":
                 return await self._inline(asset.base64 or "")
+            case "url":
+                return await self._remote.read(caller.tenant, asset.url or "")
 
     async def _inline(self, text: str) -> Picture:
         return await asyncio.get_running_loop().run_in_executor(self._threads, read_picture, text, self._limits)

@@ -1,4 +1,4 @@
-"""Input pictures: decoded from base64, looked at by their headers, stored before the job is. Never rendered here."""
+"""Input pictures: looked at by their headers, stored before the job is. Never rendered here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PictureLimits:
     max_pixels: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Picture:
     """A file that says it is a picture within the limits."""
 
@@ -96,17 +96,26 @@ def read_picture(text: str, limits: PictureLimits) -> Picture:
     except ValueError:
         msg = "must be standard base64 (RFC 4648 §4) with padding and without line breaks"
         raise PictureRefused(msg) from None
+    return picture_of(data, limits)
+
+
+def picture_of(data: bytes, limits: PictureLimits) -> Picture:
+    """Return the picture that a file is; takes milliseconds per megabyte.
+
+    Raises `PictureRefused` saying what is allowed.
+    """
     if len(data) > limits.max_bytes:
-        raise PictureRefused(too_large)
+        raise PictureRefused(f"must hold a picture of at most {limits.max_bytes} bytes")
     try:
         header = sniff(data)
     except NotAPicture as err:
         raise PictureRefused(str(err)) from None
-    _check(header, limits)
+    check_header(header, limits)
     return Picture(data, header.format, header.width_px, header.height_px, hashlib.sha256(data).hexdigest())
 
 
-def _check(header: PictureHeader, limits: PictureLimits) -> None:
+def check_header(header: PictureHeader, limits: PictureLimits) -> None:
+    """Return if such a picture is taken here, its bytes aside; raises `PictureRefused`."""
     longer, shorter = max(header.width_px, header.height_px), min(header.width_px, header.height_px)
     if header.frames != 1:
         raise PictureRefused("must be a picture of one frame; animations are not taken")

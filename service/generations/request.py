@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from service.contract.generation import SEED_MAX, ImageFormat, SigmaSpacing, Task
 from service.contract.job import Priority
+from service.net.urls import URL_MAX_CHARS
 
 #: s; deadlines and retention are whole seconds.
 WEEK_S = 7 * 86_400
@@ -36,7 +37,7 @@ class _Strict(BaseModel):
 
 
 #: The ways to give an input picture, which are the fields of an asset.
-AssetKind = Literal["base64"]
+AssetKind = Literal["base64", "url"]
 
 
 class Asset(_Strict):
@@ -46,6 +47,16 @@ class Asset(_Strict):
 
     base64: Annotated[
         str | None, Field(min_length=1, description="The file, in standard base64 (RFC 4648 §4) with padding.")
+    ] = None
+    url: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=URL_MAX_CHARS,
+            description="Where the file is: https, on a host of the public internet. It is fetched when the request "
+            "is accepted, after at most three redirects.",
+            examples=["https://example.com/photo.jpg"],
+        ),
     ] = None
 
     @property
@@ -163,10 +174,15 @@ class GenerationRequest(_Strict):
         Field(max_length=LABELS_MAX, json_schema_extra=_unit("pairs"), description="Echoed back, and filterable."),
     ] = None
 
+    @property
+    def refers_to_pictures(self) -> bool:
+        """Whether a picture is named, and not given."""
+        return any(asset is not None and asset.kind != "base64" for asset in (self.image, self.mask))
+
 
 #: Names that people know from elsewhere, and what to say to them.
 FOREIGN_FIELDS: dict[str, str] = {
-    "url": 'pictures by URL are not taken by this version; send {"base64": "…"}',
+    "image_url": 'its name here is image: {"url": "…"}',
     "upload_id": 'uploads are not taken by this version; send {"base64": "…"}',
     "num_inference_steps": "its name here is steps",
     "cfg_scale": "its name here is guidance_scale",

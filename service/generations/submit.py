@@ -109,6 +109,11 @@ class SubmitGeneration:
                 for pool in {each.card.pool for each in drafts}:
                     await self._admission.check(pool)
                 jobs = self._jobs(await self._ids.ids(), caller, drafts, request_id)
+                if call and any(each.request.refers_to_pictures for each in drafts):
+                    # What they refer to may be gone by now, and costs more than the question.
+                    earlier = await self._store.recall(caller.tenant, _idempotency(call, 0))
+                    if earlier:
+                        return Submitted(earlier, replayed=True)
                 jobs = await staged.fill(drafts, jobs)
             except (InvalidRequest, Overloaded, RateLimited, Gone) as err:
                 # What was accepted once stays accepted, also where it would be refused today.

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import ssl
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _NETWORKS_FORM = "must be networks such as 10.1.0.0/16,fd00:1::/48, separated by commas"
 _PORTS_FORM = "must be ports from 1 to 65535, separated by commas"
+_CA_FORM = "must be a file of certificates in PEM that this process can read"
 _PROXY_FORM = "must look like http://proxy.example:3128 or https://user:password@proxy.example:3128"
 
 
@@ -68,8 +70,24 @@ class EgressSettings(BaseSettings):
 
     @field_validator("ca_file")
     @classmethod
-    def _can_be_read(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_file():
-            msg = "must be a file of certificates in PEM"
-            raise ValueError(msg)
+    def _holds_certificates(cls, value: Path | None) -> Path | None:
+        try:
+            ssl.create_default_context(cafile=value)
+        except OSError:
+            raise ValueError(_CA_FORM) from None
         return value
+
+
+class FetchSettings(BaseSettings):
+    """What fetching input pictures by URL may cost a gateway."""
+
+    model_config = SettingsConfigDict(env_prefix="DARKROOM_FETCH_", env_ignore_empty=True, frozen=True)
+
+    #: s for a picture to come, redirects and all, and at most as long before for a turn. Callers wait meanwhile.
+    timeout_s: float = Field(default=10.0, gt=0, le=120)
+    #: Pictures fetched at once in this process.
+    limit: int = Field(default=16, ge=1, le=1000)
+    #: Of these, of one tenant: its slow servers hold up nobody else.
+    tenant_limit: int = Field(default=4, ge=1, le=1000)
+    #: Bytes of fetched pictures in memory until they are stored; beyond, 503.
+    budget_bytes: int = Field(default=512 << 20, ge=1 << 20)

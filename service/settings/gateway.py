@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.settings.egress import EgressSettings, FetchSettings
 from service.settings.groups import LogSettings, RedisSettings, StorageSettings
 from service.settings.reading import SettingsError, read_settings
 from service.settings.telemetry import MetricsSettings
@@ -119,6 +120,8 @@ class GatewaySettings:
     storage: StorageSettings
     log: LogSettings
     metrics: MetricsSettings
+    egress: EgressSettings
+    fetch: FetchSettings
 
     def __post_init__(self) -> None:
         if self.auth.auth == "none" and not is_loopback(self.http.host):
@@ -126,6 +129,9 @@ class GatewaySettings:
                 "AUTH: `none` is accepted on a loopback address only; "
                 "set DARKROOM_HOST to 127.0.0.1, or AUTH to keys and create one with `darkroom keys create`"
             )
+        if self.fetch.budget_bytes < self.admission.input_limit_bytes:
+            msg = "DARKROOM_FETCH_BUDGET_BYTES: must not be less than DARKROOM_INPUT_LIMIT_BYTES"
+            raise SettingsError(msg)
 
     @classmethod
     def from_environment(cls) -> GatewaySettings:
@@ -138,6 +144,8 @@ class GatewaySettings:
             storage=read_settings(StorageSettings),
             log=read_settings(LogSettings),
             metrics=read_settings(MetricsSettings),
+            egress=read_settings(EgressSettings),
+            fetch=read_settings(FetchSettings),
         )
 
 

@@ -15,7 +15,7 @@ from service.cli.commands import app
 from service.contract.catalog import CatalogEntry, EngineOptions, Limits, SamplingDefaults
 from service.contract.errors import RETRYABLE_FAILURES, FailureCode
 from service.settings.cli import ClientSettings, UpSettings
-from service.settings.egress import EgressSettings
+from service.settings.egress import EgressSettings, FetchSettings
 from service.settings.gateway import AdmissionSettings, AuthSettings, HttpSettings
 from service.settings.groups import LogSettings, RedisSettings, StorageSettings, WebhookSettings
 from service.settings.telemetry import MetricsSettings
@@ -147,8 +147,8 @@ def test_variables_of_the_documents_are_read_by_a_settings_class() -> None:
 @pytest.mark.parametrize(
     "group",
     [
-        AdmissionSettings, AgentSettings, AuthSettings, ClientSettings, EgressSettings, HttpSettings, LogSettings,
-        MetricsSettings, RedisSettings, StorageSettings, UpSettings, WebhookSettings,
+        AdmissionSettings, AgentSettings, AuthSettings, ClientSettings, EgressSettings, FetchSettings, HttpSettings,
+        LogSettings, MetricsSettings, RedisSettings, StorageSettings, UpSettings, WebhookSettings,
     ],
 )  # fmt: skip
 def test_every_setting_is_documented(group: type[BaseSettings]) -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,23 @@ import redis
 from PIL import Image
 
 from service.settings.groups import RedisSettings, StorageSettings
-from tests.gateway import EMOJI, SHAPES, Hand, gateway_process, make_key, show_models
+from tests.gateway import EMOJI, SHAPES, Hand, gateway_process, make_key, picture, show_models
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
+
+
+class OnePicture(BaseHTTPRequestHandler):
+    """Answers every GET with a picture."""
+
+    def do_GET(self) -> None:
+        data = picture(image_format="jpeg")
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_words: object) -> None:
+        pass
 
 
 def shell_examples() -> list[str]:
@@ -46,13 +61,20 @@ def test_the_examples_run_as_they_stand(
                 hand.draw(job)
 
     worker = threading.Thread(target=draw)
-    with gateway_process(redis_settings, storage_settings) as gateway:
+    # What the examples take for the internet.
+    internet = ThreadingHTTPServer(("127.0.0.2", 0), OnePicture)
+    threading.Thread(target=internet.serve_forever, daemon=True).start()
+    port = str(internet.server_port)
+    may_call = {"HTTP": "1", "NETWORKS": "127.0.0.2/32", "PORTS": port}
+    variables = {f"DARKROOM_EGRESS_{name}": value for name, value in may_call.items()}
+    with gateway_process(redis_settings, storage_settings, **variables) as gateway:
         worker.start()
         environment = {
             **os.environ,
             "GATEWAY": gateway.url,
             "KEY": make_key(redis_client),
             "PYTHON": sys.executable,
+            "PICTURE_URL": f"http://127.0.0.2:{port}/photo.jpg",
             "no_proxy": "127.0.0.1",
         }
         script = "set -eu\n" + "\n".join(examples)
@@ -61,10 +83,12 @@ def test_the_examples_run_as_they_stand(
         )
         stopping.set()
         worker.join(timeout=10)
+    internet.shutdown()
+    internet.server_close()
     assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()[-2000:]
     for name, kind in {"circle.png": "PNG", "second.png": "PNG", "client.png": "PNG", "blue.webp": "WEBP"}.items():
-        with Image.open(tmp_path / name) as picture:
-            assert picture.format == kind
+        with Image.open(tmp_path / name) as drawn:
+            assert drawn.format == kind
 
 
 def test_the_client_is_typed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from service.net.egress import EgressRules
 from service.settings.gateway import AuthSettings, GatewaySettings, HttpSettings, is_loopback
 from service.settings.reading import SettingsError
 
@@ -35,6 +36,16 @@ def test_without_variables_it_listens_on_loopback_and_asks_for_keys(monkeypatch:
         ("DARKROOM_TRUSTED_PROXIES", "*", "DARKROOM_TRUSTED_PROXIES: must be addresses or networks"),
         ("DARKROOM_TRUSTED_PROXIES", "10.0.0.7, proxy.internal", "DARKROOM_TRUSTED_PROXIES: must be addresses"),
         ("DARKROOM_TRUSTED_PROXIES", "10.0.0.7/8", "DARKROOM_TRUSTED_PROXIES: must be addresses or networks"),
+        ("DARKROOM_EGRESS_NETWORKS", "10.0.0.1/8", "DARKROOM_EGRESS_NETWORKS: must be networks such as"),
+        ("DARKROOM_EGRESS_NETWORKS", "inside", "DARKROOM_EGRESS_NETWORKS: must be networks such as"),
+        ("DARKROOM_EGRESS_PORTS", "8443;9443", "DARKROOM_EGRESS_PORTS: must be ports from 1 to 65535"),
+        ("DARKROOM_EGRESS_PORTS", "65536", "DARKROOM_EGRESS_PORTS: must be ports from 1 to 65535"),
+        ("DARKROOM_EGRESS_PROXY", "outer:3128", "DARKROOM_EGRESS_PROXY: must look like http://"),
+        ("DARKROOM_EGRESS_PROXY", "http://[::1", "DARKROOM_EGRESS_PROXY: must look like http://"),
+        ("DARKROOM_EGRESS_CA_FILE", "/nowhere.pem", "DARKROOM_EGRESS_CA_FILE: must be a file of certificates"),
+        ("DARKROOM_EGRESS_CA_FILE", __file__, "DARKROOM_EGRESS_CA_FILE: must be a file of certificates"),
+        ("DARKROOM_FETCH_TIMEOUT_S", "soon", "DARKROOM_FETCH_TIMEOUT_S: "),
+        ("DARKROOM_FETCH_BUDGET_BYTES", "1048577", "DARKROOM_FETCH_BUDGET_BYTES: must not be less than"),
         ("DARKROOM_RETAIN_S", "99999999999", "DARKROOM_RETAIN_S: must not be more than DARKROOM_RETAIN_MAX_S"),
     ],
 )
@@ -57,6 +68,14 @@ def test_a_malformed_value_is_one_line_that_names_the_variable(
 def test_addresses_that_redis_py_takes_are_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("DARKROOM_REDIS_URL", url)
     assert GatewaySettings.from_environment().redis.url.get_secret_value() == url
+
+
+def test_networks_and_ports_are_lists_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKROOM_EGRESS_NETWORKS", "10.1.0.0/16, fd00:1::/48,192.0.2.7")
+    monkeypatch.setenv("DARKROOM_EGRESS_PORTS", "8443, 9443")
+    rules = EgressRules.of(GatewaySettings.from_environment().egress)
+    assert [str(each) for each in rules.networks] == ["10.1.0.0/16", "fd00:1::/48", "192.0.2.7/32"]
+    assert (rules.ports, rules.http) == ((80, 443, 8443, 9443), False)
 
 
 def test_auth_none_is_refused_where_others_could_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def test_the_least_strength_that_a_message_names_is_taken(steps: int) -> None:
         ({"task": "nope", "image": ASSET, "strength": 0.5}, {"/task"}),
         ({"scheduler": 5, "sigmas": "karras"}, {"/scheduler"}),
         ({"width": "wide", "steps": 51, "labels": {"a": 1}}, {"/width", "/steps", "/labels/a"}),
-        ({"image": {"url": "x"}}, {"/image/url"}),
+        ({"image": {"path": "x"}}, {"/image/path"}),
     ],
 )
 def test_each_limit_is_told_at_its_field_and_nothing_else_is(fields: dict[str, Any], pointers: set[str]) -> None:
