@@ -11,7 +11,7 @@ from service.api.documentation import EXAMPLE_ID
 from service.api.health import Health, Readiness
 from service.api.models import ModelList, SchedulerList, model_resource, scheduler_resource
 from service.api.problems import FieldProblem, Problem
-from service.api.usage import UsageDay, UsageList
+from service.api.usage import UsageDay, UsageLimits, UsageList, UsageToday
 from service.contract.catalog import Limits, ModelCard
 from service.contract.generation import GenerationSpec, Receipt, ResultImage, Timings
 from service.contract.job import Job, Status
@@ -121,7 +121,13 @@ _RESOURCES: tuple[BaseModel, ...] = (
     ModelList(data=[model_resource(RegisteredModel(_CARD, warm=2))]),
     model_resource(RegisteredModel(_CARD, warm=2)),
     SchedulerList(data=[scheduler_resource(SCHEDULERS["euler"])]),
-    UsageList(data=[UsageDay(day=date(2026, 11, 20), requests=412, images=430, gpu_s=221.4)]),
+    UsageList(
+        data=[UsageDay(day=date(2026, 11, 20), requests=412, images=430, gpu_s=221.4)],
+        today=UsageToday(day=date(2026, 11, 20), gpu_s=221.4, remaining_gpu_s=3378.6),
+        limits=UsageLimits(
+            max_requests_per_minute=60, max_gpu_s_per_day=3600, max_queued=200, max_running=None, top_priority="high"
+        ),
+    ),
     Health(),
     Readiness(checks={"redis": "ok", "storage": "ok", "models": "ok"}),
 )

@@ -44,12 +44,21 @@ def models_table(models: Sequence[dict[str, Any]]) -> Table:
 def tenants_table(tenants: Sequence[Tenant]) -> Table:
     """Tenants and their limits."""
     table = _table(
-        "Tenant", "Name", "Weight", "Max. per minute", "Max. queued", "Max. running", "Top priority", "Since"
+        *("Tenant", "Name", "Weight", "Max. per minute", "Max. GPU s a day", "Max. queued", "Max. running"),
+        *("Top priority", "Since"),
     )
     for each in tenants:
         limits = each.limits
-        caps = map(_limit, (limits.max_requests_per_minute, limits.max_queued, limits.max_running))
-        _row(table, each.id, each.name, f"{limits.weight:g}", *caps, limits.top_priority, _day(each.created_ms))
+        caps = (limits.max_requests_per_minute, limits.max_gpu_s_per_day, limits.max_queued, limits.max_running)
+        _row(
+            table,
+            each.id,
+            each.name,
+            f"{limits.weight:g}",
+            *map(_limit, caps),
+            limits.top_priority,
+            _day(each.created_ms),
+        )
     return table
 
 

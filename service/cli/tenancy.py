@@ -22,6 +22,9 @@ Weight = Annotated[float | None, typer.Option(help="Share of the workers relativ
 MaxRequestsPerMinute = Annotated[
     str | None, typer.Option(help="Most jobs accepted in a minute; `none` for no limit.", show_default=False)
 ]
+MaxGpuSPerDay = Annotated[
+    str | None, typer.Option(help="Most GPU seconds in a day (UTC); `none` for no limit.", show_default=False)
+]
 MaxQueued = Annotated[str | None, typer.Option(help="Most jobs waiting; `none` for no limit.", show_default=False)]
 MaxRunning = Annotated[str | None, typer.Option(help="Most jobs running; `none` for no limit.", show_default=False)]
 Scopes = Annotated[
@@ -38,6 +41,7 @@ def add_tenant(
     name: Annotated[str, typer.Option(help="For people.")] = "",
     weight: Weight = None,
     max_requests_per_minute: MaxRequestsPerMinute = None,
+    max_gpu_s_per_day: MaxGpuSPerDay = None,
     max_queued: MaxQueued = None,
     max_running: MaxRunning = None,
     top_priority: TopPriority = None,
@@ -52,6 +56,7 @@ def add_tenant(
             TenantLimits(),
             weight=weight,
             max_requests_per_minute=max_requests_per_minute,
+            max_gpu_s_per_day=max_gpu_s_per_day,
             max_queued=max_queued,
             max_running=max_running,
             top_priority=top_priority,
@@ -73,8 +78,10 @@ def list_tenants() -> None:
 @tenants.command("set")
 def set_tenant(
     tenant: TenantId,
+    *,
     weight: Weight = None,
     max_requests_per_minute: MaxRequestsPerMinute = None,
+    max_gpu_s_per_day: MaxGpuSPerDay = None,
     max_queued: MaxQueued = None,
     max_running: MaxRunning = None,
     top_priority: TopPriority = None,
@@ -88,6 +95,7 @@ def set_tenant(
             store.get(tenant).limits,
             weight=weight,
             max_requests_per_minute=max_requests_per_minute,
+            max_gpu_s_per_day=max_gpu_s_per_day,
             max_queued=max_queued,
             max_running=max_running,
             top_priority=top_priority,

@@ -14,6 +14,7 @@
     │   └── IdempotencyMismatch
     ├── LimitReached                 the tenant's own limit
     │   ├── RateLimited              of calls in a time
+    │   ├── QuotaExceeded            of GPU seconds in a day
     │   └── TooManyAttempts          with wrong keys, from one address
     ├── Overloaded                   the system's limit
     ├── Unavailable                  Redis or the storage does not answer
@@ -186,6 +187,12 @@ class RateLimited(LimitReached):
         message = f"This tenant may create {rate.per_minute} generations a minute; {what} in {wait_s} s."
         super().__init__(message, retry_after_s=wait_s)
         self.rate = rate
+
+
+class QuotaExceeded(LimitReached):
+    """This tenant has used the GPU seconds that it may use in a day (UTC)."""
+
+    code = "quota_exceeded"
 
 
 class TooManyAttempts(LimitReached):

@@ -55,7 +55,7 @@ class InputPictures:
         return pictures
 
     async def stage(self, tenant: str, prefixes: Collection[str], *, jobs: int = 1) -> None:
-        """Make ready to store inputs of so many jobs; raises `RateLimited` where that would be for nothing."""
+        """Make ready to store inputs of so many jobs; raises `LimitReached` where that would be for nothing."""
         used_up = await self._store.stage_inputs(tenant, prefixes, jobs=jobs)
         if used_up:
             raise rate_refusal(used_up, jobs)

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.contract.catalog import ModelCard
-from service.contract.errors import Gone, IdempotencyMismatch, InvalidRequest, Overloaded, RateLimited
+from service.contract.errors import (
+    Gone,
+    IdempotencyMismatch,
+    InvalidRequest,
+    LimitReached,
+    Overloaded,
+    QuotaExceeded,
+    RateLimited,
+)
 from service.contract.job import Job
 from service.contract.rate import RequestRate
 from service.generations.admission import Admission, rate_refusal
@@ -115,7 +123,7 @@ class SubmitGeneration:
                     if earlier:
                         return Submitted(earlier, replayed=True)
                 jobs = await staged.fill(drafts, jobs)
-            except (InvalidRequest, Overloaded, RateLimited, Gone) as err:
+            except (InvalidRequest, LimitReached, Overloaded, Gone) as err:
                 # What was accepted once stays accepted, also where it would be refused today.
                 earlier = call and await self._store.recall(caller.tenant, _idempotency(call, 0))
                 if earlier:
@@ -181,6 +189,8 @@ class SubmitGeneration:
                 raise IdempotencyMismatch
             case "rate_limited" if submission.rate:
                 raise rate_refusal(submission.rate, len(sent))
+            case "quota_exceeded":
+                raise QuotaExceeded(retry_after_s=submission.retry_after_s)
             case "tenant_full":
                 raise await self._admission.tenant_full(caller, len(sent))
             case "pool_full":

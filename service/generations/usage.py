@@ -73,18 +73,30 @@ def _day(text: str) -> date | None:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class TenantUsage:
+    """What a tenant used."""
+
+    #: Every day that was asked for, oldest first, also those without use.
+    days: list[tuple[date, DayUsage]]
+    #: The present day, asked for or not.
+    today: tuple[date, DayUsage]
+
+
 class TellUsage:
     """The use case."""
 
     def __init__(self, store: AsyncJobStore) -> None:
         self._store = store
 
-    async def by_day(self, tenant: str, parameters: Iterable[tuple[str, str]]) -> list[tuple[date, DayUsage]]:
-        """Return every day that was asked for, oldest first, also those without use.
-
-        Raises `InvalidRequest`, `Unavailable`.
-        """
+    async def by_day(self, tenant: str, parameters: Iterable[tuple[str, str]]) -> TenantUsage:
+        """Return what a tenant used on the days asked for, and today; raises `InvalidRequest`, `Unavailable`."""
         today = _1970 + timedelta(days=await self._store.today())
         span = usage_span(parameters, today=today)
-        used = await self._store.usage(tenant, (span.first - _1970).days, span.days)
-        return [(span.first + timedelta(days=number), usage) for number, usage in enumerate(used)]
+        days = await self._days(tenant, span.first, span.days)
+        (present,) = days[-1:] if span.last == today else await self._days(tenant, today, 1)
+        return TenantUsage(days, present)
+
+    async def _days(self, tenant: str, first: date, count: int) -> list[tuple[date, DayUsage]]:
+        used = await self._store.usage(tenant, (first - _1970).days, count)
+        return [(first + timedelta(days=number), usage) for number, usage in enumerate(used)]

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.client import NEVER_DECODE
 
 from service.contract.costs import CallCost
+from service.contract.errors import QuotaExceeded
 from service.contract.job import Job, Status
 from service.contract.previews import PREVIEW_BYTES
 from service.contract.rate import RequestRate
@@ -81,9 +82,13 @@ class AsyncJobStore:
         """Note that inputs are about to be stored under these: erased in an hour unless a submit of `jobs` names them.
 
         Returns None when that is done; the tenant's rate where too little is left of it, and nothing was noted.
+        Raises `QuotaExceeded` where its day's GPU seconds are used up, and nothing was noted either.
         """
         arguments: list[Argument] = [tenant, jobs, _STAGING_MS, *prefixes]
-        return commands.told_rate(cast("list[int]", await self._run("stage", arguments)))
+        told = cast("list[int]", await self._run("stage", arguments))
+        if len(told) == 1:
+            raise QuotaExceeded(retry_after_s=told[0])
+        return commands.told_rate(told)
 
     async def unstage_inputs(self, prefixes: Collection[str], *, unused: Collection[str] = ()) -> None:
         """Have staged inputs erased now: their submit was refused. Below `unused` nothing was stored."""

@@ -24,7 +24,15 @@ from service.jobs.soundness import Finding, judge_redis
 Argument = str | bytes | int | float
 
 SubmitOutcome = Literal[
-    "created", "replayed", "mismatch", "gone", "rate_limited", "tenant_full", "pool_full", "endpoints_full"
+    "created",
+    "replayed",
+    "mismatch",
+    "gone",
+    "rate_limited",
+    "quota_exceeded",
+    "tenant_full",
+    "pool_full",
+    "endpoints_full",
 ]
 CommitOutcome = Literal["committed", "already_committed", "fenced"]
 ReleaseReason = Literal["drained", "engine_lost"]
@@ -67,6 +75,8 @@ class Submission:
     rate: RequestRate | None = None
     #: The pool that is full, where one is.
     pool: str = ""
+    #: s until a used-up quota is a new one; None where none is used up.
+    retry_after_s: int | None = None
     #: Of each job that this call created, those of its tenant and class that waited before it.
     aheads: tuple[int, ...] = ()
 
@@ -204,6 +214,8 @@ def submission(reply: Sequence[str]) -> Submission:
     outcome, of, rate = cast("SubmitOutcome", reply[0]), reply[1], told_rate(reply[4:])
     if outcome == "pool_full":
         return Submission(outcome, rate=rate, pool=of)
+    if outcome == "quota_exceeded":
+        return Submission(outcome, rate=rate, retry_after_s=int(of))
     return Submission(outcome, tuple(of.split()), created_ms, rate, aheads=tuple(map(int, reply[3].split())))
 
 

@@ -1,8 +1,8 @@
 """Tenants and API keys as records, and their form in Redis.
 
     dr:tenants           set of tenant ids
-    dr:tenant:{id}       hash {name, created_ms, weight, max_requests_per_minute, max_queued, max_running,
-                         top_priority}; absent = no limit
+    dr:tenant:{id}       hash {name, created_ms, weight, max_requests_per_minute, max_gpu_s_per_day, max_queued,
+                         max_running, top_priority}; absent = no limit
     dr:tenant:{id}:keys  set of key ids
     dr:tenant:{id}:used  hash key id → the last day on which it opened something (days since 1970, UTC)
     dr:key:{key_id}      hash {tenant, secret_sha256, created_ms, label, scopes, revoked_ms}; no scopes = all of them
@@ -49,6 +49,8 @@ class TenantLimits(BaseModel):
     weight: float = Field(default=1.0, ge=0.01, le=1000)
     #: Jobs accepted in a minute, by all gateways together; None = no limit.
     max_requests_per_minute: int | None = Field(default=None, ge=1, le=MAX_RATE)
+    #: GPU seconds of what was drawn on one day, UTC; beyond, nothing new is accepted on that day. None = no limit.
+    max_gpu_s_per_day: int | None = Field(default=None, ge=1, le=1_000_000_000)
     #: Jobs waiting at once; None = no limit.
     max_queued: int | None = Field(default=None, ge=0)
     #: Jobs running at once; None = no limit.

@@ -117,11 +117,11 @@ def test_tenant_gets_a_key_that_is_shown_once_and_can_be_revoked(valkey_url: str
     again = darkroom("tenants", "add", "shop", **redis)
     assert (again.returncode, again.stderr) == (1, "The tenant shop exists already.\n")
 
-    named = ("--max-queued", "none", "--weight", "2", "--max-requests-per-minute", "60")
+    named = ("--max-queued", "none", "--weight", "2", "--max-requests-per-minute", "60", "--max-gpu-s-per-day", "900")
     changed = darkroom("tenants", "set", "shop", *named, **redis)
     assert changed.returncode == 0
     row = next(line for line in darkroom("tenants", "list", **redis).stdout.splitlines() if line.startswith("shop"))
-    assert row.split()[:6] == ["shop", "2", "60", "none", "none", "high"]
+    assert row.split()[:7] == ["shop", "2", "60", "900", "none", "none", "high"]
     wrong = darkroom("tenants", "set", "shop", "--weight", "0", **redis)
     assert (wrong.returncode, "--weight" in wrong.stderr) == (2, True)
 

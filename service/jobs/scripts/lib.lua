@@ -159,6 +159,17 @@ local function meter(tenant, now, counts)
   redis.call('EXPIRE', usage, LIMITS.usage_ttl_s)
 end
 
+-- How long a tenant that has used the GPU seconds of its day has to wait for the next one (UTC), s; nil where some are
+-- left, or where it has no limit. What has ended counts: nobody knows what is still being drawn will take.
+local function quota_wait_s(tenant, limit_s, now)
+  local most_ms = 1000 * count(limit_s)
+  if most_ms < 1 then return nil end
+  local day = math.floor(now / 86400000)
+  -- Of a key that is no hash the reply is an error, which is no number.
+  if count(redis.pcall('HGET', k('usage', tenant, day), 'gpu_ms')) < most_ms then return nil end
+  return math.ceil(((day + 1) * 86400000 - now) / 1000)
+end
+
 -- What is left of a tenant's rate, or nil where it has none. The generic cell rate algorithm as virtual scheduling
 -- (ITU-T I.371, annex A): kept is only until when what was accepted uses the rate up, and each job adds one `gap`.
 local function rate_of(tenant, now)

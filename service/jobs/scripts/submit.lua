@@ -3,9 +3,9 @@
 -- ARGV: now, idempotency record or '', body hash, record ttl (s), default cap of queued jobs per tenant or '',
 --       cap of queued jobs in a pool, bell (see take_bell), number of staged prefixes, these prefixes …, then for each
 --       job: number of fields × 2, document fields …
--- Returns {outcome, job ids (the pool, where one is full), created_ms, jobs ahead of each in its line, rate (see told) …};
--- created_ms is empty where nothing was created. What is refused, and what repeats an accepted call, uses nothing of the
--- tenant's rate.
+-- Returns {outcome, job ids (the pool, where one is full; s to wait, where a quota is used up), created_ms, jobs ahead of
+-- each in its line, rate (see told) …}; created_ms is empty where nothing was created. What is refused, and what repeats an
+-- accepted call, uses nothing of the tenant's rate.
 local now = clock(ARGV[1])
 local record, body, record_ttl_s = ARGV[2], ARGV[3], ARGV[4]
 local staged, jobs, ids, waiting = {}, {}, {}, {}
@@ -44,7 +44,9 @@ if record ~= '' then
 end
 
 if rate and rate.remaining < #jobs then return answer('rate_limited', '', '') end
-local settings = redis.call('HMGET', k('tenant', tenant), 'max_queued')
+local settings = redis.call('HMGET', k('tenant', tenant), 'max_queued', 'max_gpu_s_per_day')
+local wait_s = quota_wait_s(tenant, settings[2], now)
+if wait_s then return answer('quota_exceeded', tostring(wait_s), '') end
 local cap = tonumber(settings[1] or '') or tonumber(ARGV[5])
 if cap and number(redis.call('HGET', k('tenant_counts', tenant), 'queued')) + #jobs > cap then
   return answer('tenant_full', '', '')
