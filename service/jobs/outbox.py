@@ -18,8 +18,8 @@ from service.jobs import documents
 from service.jobs.outages import as_unavailable
 from service.jobs.scripts import ScriptName, script_text
 
-#: How an attempt ended. `gone`: the receiver wants nothing at this URL any more.
-Verdict = Literal["delivered", "failed", "gone"]
+#: How an attempt ended. `gone`: the receiver wants nothing at this URL any more; `unsent`: for a reason of our own.
+Verdict = Literal["delivered", "failed", "gone", "unsent"]
 #: What the record of an attempt came to. `fenced`: another sender has the event by now, or it is recorded already;
 #: `erased`: its generation was erased meanwhile.
 RecordOutcome = Literal["recorded", "fenced", "erased"]

@@ -1,7 +1,7 @@
 -- Notes how an attempt to send an event went. Safe to repeat.
 -- ARGV: now, event, endpoint, claim, verdict, attempt as JSON, ms until the next one or '' (it was the last), ms for which
 --       the endpoint is left alone, ms of failures after which it is switched off
--- Verdicts: 'delivered', 'failed', and 'gone' (the endpoint wants nothing any more).
+-- Verdicts: 'delivered', 'failed', 'gone' (the endpoint wants nothing any more), and 'unsent' (it was not asked).
 -- Returns {outcome, why the endpoint was switched off by this or ''}; outcomes: 'recorded', 'fenced' (another sender has
 -- the event by now, or it is recorded already), 'erased' (its job is erased).
 local now, event, endpoint, verdict = clock(ARGV[1]), ARGV[2], ARGV[3], ARGV[5]
@@ -77,6 +77,6 @@ elseif verdict == 'gone' or ARGV[7] == '' then
 else
   settle('pending', string.format('%d', now + tonumber(ARGV[7])))
 end
-local off = outcome == 'fenced' and '' or judge_endpoint()
+local off = (outcome == 'fenced' or verdict == 'unsent') and '' or judge_endpoint()
 schedule_endpoint(endpoint, now)
 return { outcome, off }
