@@ -29,6 +29,7 @@ from service.generations.inputs import InputPictures
 from service.generations.listing import ListGenerations
 from service.generations.models import ModelDirectory
 from service.generations.pictures import PictureLimits
+from service.generations.places import TenantPlaces
 from service.generations.previews import SeePreview
 from service.generations.remote import FetchRules, RemotePictures
 from service.generations.submit import SubmitGeneration, SubmitRules
@@ -157,7 +158,7 @@ def _gateway(
         submit=submit,
         batch=SubmitBatch(submit),
         watch=watch,
-        follow=FollowGeneration(watch=watch, waiters=waiters, rules=_stream_rules(settings.http)),
+        follow=FollowGeneration(watch=watch, waiters=waiters, rules=_stream_rules(settings)),
         preview=SeePreview(store=store, watch=watch),
         cancel=CancelGeneration(store=store, ids=ids),
         erase=EraseGeneration(store=store, ids=ids),
@@ -168,6 +169,10 @@ def _gateway(
         storage=storage,
         threads=threads,
         wait_cap_s=settings.http.wait_cap_s,
+        wait_places=TenantPlaces(
+            "As many calls as this tenant may have waiting at once are; come again, or ask without Prefer: wait.",
+            _of_each_tenant(settings, settings.http.tenant_wait_limit),
+        ),
     )
 
 
@@ -196,8 +201,19 @@ def _fetch_rules(fetch: FetchSettings) -> FetchRules:
     )
 
 
-def _stream_rules(http: HttpSettings) -> StreamRules:
-    return StreamRules(limit=http.stream_limit, heartbeat_s=http.stream_heartbeat_s, cap_s=http.stream_cap_s)
+def _stream_rules(settings: GatewaySettings) -> StreamRules:
+    http = settings.http
+    return StreamRules(
+        limit=http.stream_limit,
+        tenant_limit=_of_each_tenant(settings, http.tenant_stream_limit),
+        heartbeat_s=http.stream_heartbeat_s,
+        cap_s=http.stream_cap_s,
+    )
+
+
+def _of_each_tenant(settings: GatewaySettings, limit: int) -> int | None:
+    """Return the limit, None where everybody is one tenant: there is nobody to keep a place for."""
+    return limit if settings.auth.auth == "keys" else None
 
 
 class _Server(uvicorn.Server):

@@ -16,6 +16,7 @@ from service.generations.erase import EraseGeneration
 from service.generations.following import FollowGeneration
 from service.generations.listing import ListGenerations
 from service.generations.models import ModelDirectory
+from service.generations.places import TenantPlaces
 from service.generations.previews import SeePreview
 from service.generations.submit import SubmitGeneration
 from service.generations.usage import TellUsage
@@ -47,6 +48,8 @@ class Gateway:
     threads: Executor
     #: s, the longest `Prefer: wait`.
     wait_cap_s: int
+    #: Who waits holds one.
+    wait_places: TenantPlaces
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -86,12 +86,14 @@ async def create_generation(request: Request) -> Response:
     call = idempotent(request, GENERATIONS_PATH, body)
     if accepted:
         body = with_picture_format(body, accepted)
-    submitted = await gateway.submit.submit(caller, body, call=call, request_id=request_id_of(request))
-    job = submitted.job
-    bind_job(job.id)
     wait_s = prefer.waits(gateway.wait_cap_s, default_s=gateway.wait_cap_s if accepted else 0)
-    if wait_s > 0 and not job.ended:
-        job = await while_connected(request, gateway.watch.ended(caller.tenant, job.id, wait_s))
+    # The place is taken first: whoever is told that there is none has queued nothing.
+    with gateway.wait_places.place(caller.tenant, wanted=wait_s > 0):
+        submitted = await gateway.submit.submit(caller, body, call=call, request_id=request_id_of(request))
+        job = submitted.job
+        bind_job(job.id)
+        if wait_s > 0 and not job.ended:
+            job = await while_connected(request, gateway.watch.ended(caller.tenant, job.id, wait_s))
     # Without a wait the reply is 202 even where a replayed generation has ended: the same answer to the same call.
     finished = job.ended and wait_s > 0
     if accepted and finished:
@@ -138,7 +140,8 @@ async def get_generation(request: Request) -> Response:
     wait_s = prefer.waits(gateway.wait_cap_s)
     job = await gateway.watch.get(caller.tenant, generation_id)
     if wait_s > 0 and not job.ended:
-        job = await while_connected(request, gateway.watch.ended(caller.tenant, generation_id, wait_s))
+        with gateway.wait_places.place(caller.tenant):
+            job = await while_connected(request, gateway.watch.ended(caller.tenant, generation_id, wait_s))
     response = _json(generation_resource(job))
     response.headers["Vary"] = "Prefer"
     applied = prefer.applied(wait_s, finished=job.ended)

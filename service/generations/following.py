@@ -11,6 +11,7 @@ from typing import Literal
 
 from service.contract.errors import Gone, NotFound, Overloaded, RequestError, Unavailable
 from service.contract.job import Job, Status
+from service.generations.places import TenantPlaces
 from service.generations.wait import WatchGeneration
 from service.jobs.waiting import REREAD_S, JobWatch, Waiters
 
@@ -26,6 +27,8 @@ class StreamRules:
 
     #: Streams open at once; beyond, `Overloaded`.
     limit: int
+    #: Of one tenant; beyond, `LimitReached`. None = as many as there are places.
+    tenant_limit: int | None
     #: s without an event until a sign of life.
     heartbeat_s: float
     #: s, the longest life of a stream; its caller may come again at once.
@@ -89,6 +92,7 @@ class FollowGeneration:
         self._waiters = waiters
         self._rules = rules
         self._open = 0
+        self._tenants = TenantPlaces("As many generations as this tenant may follow at once are.", rules.tenant_limit)
         self._reading = asyncio.Semaphore(_READS_AT_ONCE)
 
     @asynccontextmanager
@@ -100,9 +104,9 @@ class FollowGeneration:
         `known` is the revision that the caller has seen. `admitted` is asked before each look whether the caller is
         still let in; a `RequestError` of it ends the stream. The events end behind the last one, when the caller is no
         longer admitted, after `cap_s`, and when the process is about to end. An outage of Redis only delays them.
-        Raises `Overloaded` where too many are followed already.
+        Raises `Overloaded` where too many are followed already, `LimitReached` where too many of this tenant's are.
         """
-        with self._place():
+        with self._tenants.place(tenant), self._place():
             async with self._waiters.watching(generation_id, every_change=True) as watch:
                 look = partial(self._look, Teller(known), tenant, generation_id)
                 async with aclosing(self._events(watch, look, admitted)) as events:

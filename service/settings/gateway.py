@@ -38,6 +38,10 @@ class HttpSettings(BaseSettings):
     wait_cap_s: int = Field(default=60, ge=1, le=600)
     #: Streams of events open at once in this process; beyond, 503. Each looks at its job every 5 s: 200 reads a second.
     stream_limit: int = Field(default=1000, ge=1, le=100_000)
+    #: Of them, those of one tenant; beyond, 429. Half, so that no tenant takes all.
+    tenant_stream_limit: int = Field(default=500, ge=1, le=100_000)
+    #: Calls of one tenant that this process holds at once for `Prefer: wait`, or for a picture; beyond, 429.
+    tenant_wait_limit: int = Field(default=2000, ge=1, le=100_000)
     #: s without an event until a stream sends a comment. 15, below the idle limit of any usual proxy.
     stream_heartbeat_s: float = Field(default=15.0, gt=0, le=600)
     #: s, the longest life of a stream; its caller comes again by itself, perhaps to another gateway.

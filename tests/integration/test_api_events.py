@@ -214,6 +214,28 @@ async def test_too_many_streams_are_503_until_one_ends(settings: GatewaySettings
             assert (await anext(stream)).name == "queued"
 
 
+async def test_a_tenant_that_follows_all_it_may_leaves_places_to_others(
+    settings: GatewaySettings, redis_client: redis.Redis
+) -> None:
+    show_models(redis_client, SHAPES)
+    strict = with_http(settings, stream_limit=10, tenant_stream_limit=1)
+    async with listening(strict, make_key(redis_client)) as (api, _):
+        path = await create(api)
+        other = {"Authorization": f"Bearer {make_key(redis_client, 'other')}"}
+        async with follow(api, path) as stream:
+            assert (await anext(stream)).name == "queued"
+            async with asyncio.timeout(SOON_S):
+                refused = await api.get(f"{path}/events")
+            assert (refused.status_code, refused.json()["code"]) == (429, "limit_reached")
+            assert int(refused.headers["retry-after"]) > 0
+            theirs = await api.post(PATH, json={"prompt": "x"}, headers=other)
+            async with api.stream("GET", theirs.json()["urls"]["events"], headers=other) as followed:
+                assert followed.status_code == 200
+        await until(lambda: watched(redis_client) == 0)
+        async with follow(api, path) as stream:
+            assert (await anext(stream)).name == "queued"
+
+
 async def test_callers_that_leave_leave_no_subscription_behind(
     api: httpx.AsyncClient, redis_client: redis.Redis
 ) -> None:
