@@ -6,7 +6,7 @@ PROMPT ?=
 
 BIN := .venv/bin
 RUN_EXTRAS := gateway worker cli embedded
-DEV_EXTRAS := $(RUN_EXTRAS) training dev
+DEV_EXTRAS := $(RUN_EXTRAS) tracing training dev
 # As many as there are cores, each with servers of its own; a file of tests is one process' business. One shared Redis, one
 # process.
 TEST_PROCESSES := $(if $(TEST_REDIS_URL),,--numprocesses=auto --maxprocesses=4 --dist=loadfile)

@@ -1,7 +1,7 @@
 # The gateway: HTTP in front of Redis and S3. No worker and no torch in it. From the repository's root:
 #   docker build -f deploy/gateway.Dockerfile -t darkroom-gateway .
 FROM python:3.11-slim-bookworm AS build
-# `gateway,cli` adds the darkroom command, for tenants and keys.
+# `gateway,cli` adds the darkroom command, for tenants and keys; `gateway,tracing` what sends spans.
 ARG EXTRAS=gateway
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./

@@ -5,6 +5,8 @@ FROM python:3.11-slim-bookworm AS build
 # An index to look at besides pip's own: PyTorch's with CPU builds. Empty = pip's own alone, whose torch for Linux is the
 # CUDA build; or PyTorch's index of another CUDA version.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# `worker,tracing` adds what sends spans.
+ARG EXTRAS=worker
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN python -m venv /srv/darkroom \
@@ -12,7 +14,7 @@ RUN python -m venv /srv/darkroom \
         -c constraints.txt torch
 COPY service service
 COPY worker worker
-RUN /srv/darkroom/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt ".[worker]"
+RUN /srv/darkroom/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt ".[${EXTRAS}]"
 
 FROM python:3.11-slim-bookworm
 # `options.compile` of a model compiles with it.

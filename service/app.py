@@ -49,6 +49,8 @@ from service.telemetry import metric_names
 from service.telemetry.exposition import MetricsPortTaken, expose
 from service.telemetry.gateway_metrics import GatewayMetrics, Gauges
 from service.telemetry.logs import configure_logging
+from service.telemetry.tracers import TracingUnavailable, open_tracer
+from service.telemetry.tracing import NO_TRACER, Tracer
 from service.tenants.authentication import Authenticator, KeyAuthenticator, LocalAuthenticator
 
 log = structlog.get_logger(__name__)
@@ -57,7 +59,9 @@ log = structlog.get_logger(__name__)
 _STORAGE_THREADS = 16
 
 
-def create_app(settings: GatewaySettings, *, metrics: GatewayMetrics | None = None) -> FastAPI:
+def create_app(
+    settings: GatewaySettings, *, metrics: GatewayMetrics | None = None, tracer: Tracer = NO_TRACER
+) -> FastAPI:
     """Return the app; its lifespan opens and closes everything it stands on. `metrics`: None = nothing is counted."""
 
     @asynccontextmanager
@@ -92,7 +96,9 @@ def create_app(settings: GatewaySettings, *, metrics: GatewayMetrics | None = No
             await egress.aclose()
             storage.close()
 
-    return build_api(settings.http, local_only=settings.auth.auth == "none", lifespan=lifespan, meter=metrics)
+    return build_api(
+        settings.http, local_only=settings.auth.auth == "none", lifespan=lifespan, meter=metrics, tracer=tracer
+    )
 
 
 @asynccontextmanager
@@ -267,12 +273,13 @@ def main() -> None:
         sys.exit(f"darkroom gateway: {err}")
     try:
         metrics = _metrics(settings.metrics)
-    except MetricsPortTaken as err:
+        tracer = open_tracer(settings.tracing.collector, "darkroom-gateway")
+    except (MetricsPortTaken, TracingUnavailable) as err:
         listening.close()
         sys.exit(f"darkroom gateway: {err}")
     configure_logging(settings.log.log, settings.log.log_level)
     http = settings.http
-    app = create_app(settings, metrics=metrics)
+    app = create_app(settings, metrics=metrics, tracer=tracer)
     config = uvicorn.Config(
         app,
         http=GuardedHttpProtocol,
@@ -287,6 +294,7 @@ def main() -> None:
         timeout_graceful_shutdown=http.shutdown_grace_s,
     )
     _Server(config, app).run(sockets=[listening])
+    tracer.close()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from service.jobs.store import JobStore
 from service.settings.egress import EgressSettings, FetchSettings
 from service.settings.gateway import AdmissionSettings, AuthSettings, GatewaySettings, HttpSettings
 from service.settings.groups import LogSettings, RedisSettings, StorageSettings
-from service.settings.telemetry import MetricsSettings
+from service.settings.telemetry import MetricsSettings, TracingSettings
 from service.storage.keys import image_key
 from service.storage.s3 import ObjectStorage
 from service.tenants.records import TenantLimits
@@ -86,6 +86,7 @@ def gateway_settings(
         metrics=MetricsSettings(),
         egress=egress or EgressSettings(),
         fetch=fetch or FetchSettings(),
+        tracing=TracingSettings(),
     )
 
 

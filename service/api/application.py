@@ -18,6 +18,7 @@ from service.api.operation import Operation
 from service.api.problems import MethodNotAllowed, problem_response
 from service.contract.errors import DarkroomError, MalformedRequest, NotFound
 from service.settings.gateway import HttpSettings
+from service.telemetry.tracing import NO_TRACER, Tracer
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -28,7 +29,12 @@ no integers. Unknown fields are refused. Units stand in the names (`width_px`, `
 
 
 def build_api(
-    http: HttpSettings, *, local_only: bool, lifespan: Lifespan | None = None, meter: RequestMeter | None = None
+    http: HttpSettings,
+    *,
+    local_only: bool,
+    lifespan: Lifespan | None = None,
+    meter: RequestMeter | None = None,
+    tracer: Tracer = NO_TRACER,
 ) -> FastAPI:
     """Return the application; `local_only` adds the checks of a gateway without keys, `meter` counts requests."""
     api = FastAPI(
@@ -52,7 +58,7 @@ def build_api(
     )
     if local_only:
         api.add_middleware(LoopbackOnly)
-    api.add_middleware(Edge, meter=meter)
+    api.add_middleware(Edge, meter=meter, tracer=tracer)
     return api
 
 

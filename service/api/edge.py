@@ -14,8 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.operation import waited_s
 from service.api.problems import problem_response, status_of, unexpected_response
+from service.api.request_trace import trace_arrived, trace_ended
 from service.contract.errors import DarkroomError, GenerationFailed
 from service.telemetry.context import begin_request, request_id_from
+from service.telemetry.tracing import NO_TRACER, Tracer
 
 log = structlog.get_logger("service.access")
 
@@ -43,10 +45,11 @@ def request_id_of(request: Request) -> str:
 class Edge:
     """ASGI middleware. Every reply below it, and every error, passes here."""
 
-    def __init__(self, app: ASGIApp, *, meter: RequestMeter | None = None) -> None:
+    def __init__(self, app: ASGIApp, *, meter: RequestMeter | None = None, tracer: Tracer = NO_TRACER) -> None:
         """`meter`: None = nobody counts."""
         self._app = app
         self._meter = meter
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; other kinds of connection pass through."""
@@ -57,6 +60,7 @@ class Edge:
         request_id = request_id_from(_header(scope, b"x-request-id"))
         scope[_REQUEST_ID] = request_id
         begin_request(request_id)
+        trace_arrived(self._tracer, scope, request_id)
         status: int | None = None
 
         async def send_marked(message: Message) -> None:
@@ -84,16 +88,21 @@ class Edge:
                 raise
             await unexpected_response(request_id)(scope, receive, send_marked)
         finally:
-            lasted_s, route = time.perf_counter() - started, _route(scope)
-            log.info(
-                "request_finished" if status else "request_abandoned",
-                method=scope["method"],
-                route=route,
-                status=status,
-                duration_ms=round(1000 * lasted_s, 2),
-            )
-            if self._meter is not None and status:
-                self._meter.requested(scope["method"], route, status, lasted_s - waited_s(scope))
+            self._finished(scope, status, time.perf_counter() - started)
+
+    def _finished(self, scope: Scope, status: int | None, lasted_s: float) -> None:
+        """Write down, count and trace a request that is over; no status: it was abandoned."""
+        route = _route(scope)
+        log.info(
+            "request_finished" if status else "request_abandoned",
+            method=scope["method"],
+            route=route,
+            status=status,
+            duration_ms=round(1000 * lasted_s, 2),
+        )
+        if self._meter is not None and status:
+            self._meter.requested(scope["method"], route, status, lasted_s - waited_s(scope))
+        trace_ended(scope, status)
 
     def _tell(self, scope: Scope, err: DarkroomError) -> None:
         """Write down what an operator should know: a refusal with its cause, or a defect with its traceback."""

@@ -9,6 +9,7 @@ from fastapi import Request
 
 from service.api.access import MissingScope
 from service.api.operation import KEY_SCOPE
+from service.api.request_trace import trace_admitted
 from service.contract.errors import Unauthenticated
 from service.generations.batch import SubmitBatch
 from service.generations.cancel import CancelGeneration
@@ -69,6 +70,7 @@ async def caller_of(request: Request) -> Caller:
         headers[0] if headers else None, address=client[0] if client else None
     )
     bind_tenant(caller.tenant)
+    trace_admitted(request.scope, caller.tenant)
     required = request.scope[KEY_SCOPE]
     if required not in caller.scopes:
         raise MissingScope(required)

@@ -136,6 +136,8 @@ class Job(BaseModel):
     labels: dict[str, str] = Field(default_factory=dict)
     #: The request that created it, for logs.
     request_id: str | None = None
+    #: The span of that request (W3C Trace Context), which those of its executions are children of; absent = not traced.
+    traceparent: str | None = None
     #: Where its events go; absent = nowhere.
     webhook_url: str | None = None
     #: Which of them: `service.contract.events.WebhookEvent`, or what later versions know.

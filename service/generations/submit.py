@@ -30,6 +30,7 @@ from service.generations.staged import StagedInputs
 from service.jobs.async_store import AsyncJobStore
 from service.jobs.commands import Idempotency, Submission, SubmitLimits
 from service.storage.keys import job_prefix
+from service.telemetry.context import current_traceparent
 from service.tenants.authentication import Caller
 
 _DAY_S = 86_400
@@ -161,6 +162,7 @@ class SubmitGeneration:
             retain_ms=1000 * (request.retain_s or self._rules.retain_s),
             labels=request.labels or {},
             request_id=request_id,
+            traceparent=current_traceparent(),
         )
 
     async def _accept(

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.settings.egress import EgressSettings, FetchSettings
 from service.settings.groups import LogSettings, RedisSettings, StorageSettings
 from service.settings.reading import SettingsError, read_settings
-from service.settings.telemetry import MetricsSettings
+from service.settings.telemetry import MetricsSettings, TracingSettings
 
 MIB = 1 << 20
 DAY_S = 86_400
@@ -126,6 +126,7 @@ class GatewaySettings:
     metrics: MetricsSettings
     egress: EgressSettings
     fetch: FetchSettings
+    tracing: TracingSettings
 
     def __post_init__(self) -> None:
         if self.auth.auth == "none" and not is_loopback(self.http.host):
@@ -150,6 +151,7 @@ class GatewaySettings:
             metrics=read_settings(MetricsSettings),
             egress=read_settings(EgressSettings),
             fetch=read_settings(FetchSettings),
+            tracing=read_settings(TracingSettings),
         )
 
 

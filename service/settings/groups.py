@@ -51,7 +51,7 @@ class StorageSettings(BaseSettings):
     @field_validator("endpoint", "public_endpoint")
     @classmethod
     def _is_of_a_server(cls, url: str | None) -> str | None:
-        if url is not None and not _names_a_host(url, {"http", "https"}):
+        if url is not None and not names_a_host(url, {"http", "https"}):
             raise ValueError(_S3_FORM)
         return url
 
@@ -103,13 +103,13 @@ def _decoded_keys(text: SecretStr) -> tuple[bytes, ...]:
 def _is_redis_url(url: str) -> bool:
     if url.startswith("unix://"):
         return url.removeprefix("unix://").startswith("/")
-    if not _names_a_host(url, {"redis", "rediss"}):
+    if not names_a_host(url, {"redis", "rediss"}):
         return False
     database = urlsplit(url).path.strip("/")
     return database == "" or (database.isascii() and database.isdigit())
 
 
-def _names_a_host(url: str, schemes: set[str]) -> bool:
+def names_a_host(url: str, schemes: set[str]) -> bool:
     """Tell whether a URL has one of these schemes, a host, and a port that is one (or none)."""
     try:
         parts = urlsplit(url)

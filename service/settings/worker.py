@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.contract.catalog import PoolName
 from service.settings.groups import LogSettings, RedisSettings, StorageSettings
 from service.settings.reading import read_settings
-from service.settings.telemetry import MetricsSettings
+from service.settings.telemetry import MetricsSettings, TracingSettings
 
 
 class AgentSettings(BaseSettings):
@@ -56,6 +56,7 @@ class WorkerSettings:
     storage: StorageSettings
     log: LogSettings
     metrics: MetricsSettings
+    tracing: TracingSettings
 
     @classmethod
     def from_environment(cls) -> WorkerSettings:
@@ -66,6 +67,7 @@ class WorkerSettings:
             storage=read_settings(StorageSettings),
             log=read_settings(LogSettings),
             metrics=read_settings(MetricsSettings),
+            tracing=read_settings(TracingSettings),
         )
 
 

@@ -15,8 +15,8 @@ HEAVY = {"torch", "diffusers", "transformers", "PIL", "numpy", "yaml", "typer"}
 
 def main() -> None:
     names = [module.name for module in pkgutil.walk_packages(service.__path__, "service.")]
-    # The command line has an extra of its own.
-    served = [name for name in names if not name.startswith("service.cli")]
+    # The command line and the SDK of OpenTelemetry have extras of their own.
+    served = [name for name in names if not name.startswith(("service.cli", "service.telemetry.otel"))]
     for name in served:
         importlib.import_module(name)
     brought = sorted(HEAVY & set(sys.modules))

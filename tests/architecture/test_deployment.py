@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings
 
 from service.settings.gateway import AdmissionSettings, AuthSettings, GatewaySettings, HttpSettings
 from service.settings.groups import LogSettings, RedisSettings, StorageSettings
-from service.settings.telemetry import MetricsSettings
+from service.settings.telemetry import MetricsSettings, TracingSettings
 from service.settings.worker import AgentSettings, WorkerSettings
 from tests.architecture.repository import ROOT, name_of, tracked_files
 from tests.balancer import CONFIGURATION, HAPROXY
@@ -25,7 +25,7 @@ COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILES = [path for path in tracked_files() if path.suffix == ".Dockerfile"]
 GROUPS = (
     AdmissionSettings, AgentSettings, AuthSettings, HttpSettings, LogSettings, MetricsSettings, RedisSettings,
-    StorageSettings,
+    StorageSettings, TracingSettings,
 )  # fmt: skip
 
 #: `${NAME}`, `${NAME:-default}`, `${NAME:?why it is needed}`.

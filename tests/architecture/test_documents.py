@@ -18,7 +18,7 @@ from service.settings.cli import ClientSettings, UpSettings
 from service.settings.egress import EgressSettings, FetchSettings
 from service.settings.gateway import AdmissionSettings, AuthSettings, HttpSettings
 from service.settings.groups import LogSettings, RedisSettings, StorageSettings, WebhookSettings
-from service.settings.telemetry import MetricsSettings
+from service.settings.telemetry import MetricsSettings, TracingSettings
 from service.settings.worker import AgentSettings
 from tests.architecture.repository import ROOT, name_of, text_of, tracked_files
 
@@ -148,7 +148,7 @@ def test_variables_of_the_documents_are_read_by_a_settings_class() -> None:
     "group",
     [
         AdmissionSettings, AgentSettings, AuthSettings, ClientSettings, EgressSettings, FetchSettings, HttpSettings,
-        LogSettings, MetricsSettings, RedisSettings, StorageSettings, UpSettings, WebhookSettings,
+        LogSettings, MetricsSettings, RedisSettings, StorageSettings, TracingSettings, UpSettings, WebhookSettings,
     ],
 )  # fmt: skip
 def test_every_setting_is_documented(group: type[BaseSettings]) -> None:

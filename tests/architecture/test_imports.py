@@ -54,6 +54,12 @@ def test_command_line_starts_without_the_libraries_of_its_commands() -> None:
     assert packages_loaded_by("service.cli.commands") & heavy == set()
 
 
+def test_processes_that_are_not_traced_load_nothing_that_sends_spans() -> None:
+    # redis loads OpenTelemetry's API by itself where it is installed.
+    loaded = loaded_by("service.app", "worker.agent.__main__")
+    assert [name for name in loaded if name.startswith(("service.telemetry.otel", "opentelemetry.exporter"))] == []
+
+
 def test_engine_loads_nothing_of_jobs_storage_or_settings() -> None:
     loaded = loaded_by(*modules_of("worker.engine"), *modules_of("worker.pipelines"))
     assert [name for name in loaded if name.startswith(("service.jobs", "service.storage", "service.settings"))] == []

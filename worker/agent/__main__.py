@@ -22,6 +22,7 @@ from service.settings.worker import WorkerSettings
 from service.storage.s3 import ObjectStorage
 from service.telemetry.exposition import MetricsPortTaken, expose
 from service.telemetry.logs import configure_logging
+from service.telemetry.tracers import TracingUnavailable, open_tracer
 from worker.agent.beat import Beat
 from worker.agent.catalog import CatalogError, packaged_catalog, read_catalog
 from worker.agent.child import EngineChild
@@ -56,6 +57,7 @@ class Agent:
         if not entries:
             msg = f"{path}: names no model of the pool {agent.pool!r}"
             raise CatalogError(msg)
+        self._tracer = open_tracer(settings.tracing.collector, "darkroom-worker")
         self._redis = connect(settings.redis)
         store = JobStore(self._redis)
         storage = ObjectStorage(settings.storage)
@@ -79,6 +81,7 @@ class Agent:
             clock=PhaseClock(patience_s=agent.patience_s, load_s=agent.load_s),
             metrics=self._metrics,
             previews=self._previews,
+            tracer=self._tracer,
         )
         self.slots = Slots(f"agent_{secrets.token_hex(6)}", agent.pool, tools)
         self._beat = Beat(
@@ -145,6 +148,7 @@ class Agent:
         self._decoders.close()
         self._previews.stop()
         self._beat.stop()
+        self._tracer.close()
         log.info("agent_stopped", agent_id=self.slots.agent_id)
 
     def _leave_in_time(self) -> None:
@@ -183,7 +187,7 @@ def main() -> None:
         configure_logging(settings.log.log, settings.log.log_level)
         agent = Agent(settings)
         agent.expose_metrics()
-    except (SettingsError, MetricsPortTaken, CatalogError) as err:
+    except (SettingsError, MetricsPortTaken, TracingUnavailable, CatalogError) as err:
         sys.exit(f"darkroom worker: {err}")
     # Threads that wait for Redis or S3 must not keep a drained process alive.
     code = agent.run()

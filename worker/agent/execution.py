@@ -24,6 +24,7 @@ from worker.agent.child import EngineEvent, EngineLost
 from worker.agent.infotext import infotext
 from worker.agent.outputs import encode
 from worker.agent.tools import Tools
+from worker.agent.tracing import ExecutionTrace
 
 log = structlog.get_logger(__name__)
 
@@ -88,6 +89,7 @@ class Execution:
         #: s that its phase may stay silent; 0 while nothing is awaited of the engine.
         self.patience_s = 0.0
         self._times: dict[str, float] = {}
+        self._trace = ExecutionTrace(tools.tracer, job, execution_id)
 
     # ── from other threads ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -110,7 +112,9 @@ class Execution:
 
     def run(self) -> None:
         """Draw, store, commit; whatever happens, the job ends or goes back."""
-        with structlog.contextvars.bound_contextvars(job_id=self.job.id, request_id=self.job.request_id):
+        with structlog.contextvars.bound_contextvars(
+            job_id=self.job.id, request_id=self.job.request_id, **self._trace.log_fields
+        ):
             try:
                 outcome = self._draw()
             except _Canceled:
@@ -136,7 +140,8 @@ class Execution:
 
     def _draw(self) -> Outcome:
         started_s = time.monotonic()
-        buffers = self._inputs()
+        with self._trace.stage("inputs"):
+            buffers = self._inputs()
         self._times["inputs"] = time.monotonic() - started_s
         self._check()
         message = Generate(
@@ -186,6 +191,7 @@ class Execution:
             event, data = self._next_event()
             match event:
                 case PhaseStarted():
+                    self._trace.phase(event.phase)
                     self._sign(phase=event.phase)
                 case StepDone():
                     self._sign(step=event.step, steps=event.steps)
@@ -195,6 +201,7 @@ class Execution:
                     self._sign()
                     drawn.append((event, data[0] if data else None))
                 case Finished():
+                    self._trace.phase(None)
                     if self._dropped.is_set():
                         raise _Dropped
                     return self._complete(drawn), event
@@ -275,10 +282,12 @@ class Execution:
                 continue
             begun_s = time.monotonic()
             parameters = infotext(spec, event.seed, receipt) if spec.output.embed_parameters else None
-            file = encode(pixels, event.width_px, event.height_px, spec.output, parameters)
+            with self._trace.stage("compress"):
+                file = encode(pixels, event.width_px, event.height_px, spec.output, parameters)
             compressed_s = time.monotonic()
             name = image_key(self.job.object_prefix, self.execution_id, event.index, spec.output.format)
-            self._upload(name, file.data, file.content_type, file.sha256)
+            with self._trace.stage("upload"):
+                self._upload(name, file.data, file.content_type, file.sha256)
             compress_s += compressed_s - begun_s
             upload_s += time.monotonic() - compressed_s
             stored = {"key": name, "bytes": len(file.data), "sha256": file.sha256}
@@ -317,7 +326,8 @@ class Execution:
 
     def _commit(self, outcome: Outcome) -> None:
         """End the job; a result waits for Redis as long as this process lives."""
-        reply = self._patiently(lambda: self._tools.store.commit(self.job.id, self.execution_id, outcome))
+        with self._trace.stage("commit"):
+            reply = self._patiently(lambda: self._tools.store.commit(self.job.id, self.execution_id, outcome))
         log.info("generation_ended", status=str(outcome.status), commit=reply, attempt=self.job.attempt)
         if reply == "fenced":
             self._count("fenced")
@@ -329,6 +339,7 @@ class Execution:
 
     def _count(self, outcome: str, *, images: int = 0, timings: Timings | None = None) -> None:
         self._tools.metrics.ended(self.job.model, outcome, images=images, timings=timings)
+        self._trace.end(outcome, timings)
 
     def _patiently(self, call: Callable[[], str | Status | None]) -> str | Status | None:
         """Repeat a call to Redis until it is answered: every script may be repeated.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from service.jobs.store import JobStore
 from service.storage.s3 import ObjectStorage
+from service.telemetry.tracing import NO_TRACER, Tracer
 from worker.agent.child import EngineChild
 from worker.agent.inputs import Decoders
 from worker.agent.metrics import AgentMetrics
@@ -24,3 +25,4 @@ class Tools:
     clock: PhaseClock
     metrics: AgentMetrics
     previews: Previews
+    tracer: Tracer = NO_TRACER
