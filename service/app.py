@@ -36,8 +36,10 @@ from service.generations.submit import SubmitGeneration, SubmitRules
 from service.generations.usage import TellUsage
 from service.generations.vitals import Vitals
 from service.generations.wait import WatchGeneration
+from service.generations.webhooks import ManageWebhooks
 from service.jobs.async_store import AsyncJobStore
 from service.jobs.connection import connect_async
+from service.jobs.deliveries import AsyncDeliveries
 from service.jobs.waiting import Waiters
 from service.net.egress import Egress, EgressRules
 from service.settings.egress import FetchSettings
@@ -52,6 +54,8 @@ from service.telemetry.logs import configure_logging
 from service.telemetry.tracers import TracingUnavailable, open_tracer
 from service.telemetry.tracing import NO_TRACER, Tracer
 from service.tenants.authentication import Authenticator, KeyAuthenticator, LocalAuthenticator
+from service.tenants.sealing import Sealer
+from service.tenants.webhook_secrets import WebhookSecrets
 
 log = structlog.get_logger(__name__)
 
@@ -171,6 +175,9 @@ def _gateway(
         listing=ListGenerations(store),
         models=models,
         usage=TellUsage(store),
+        webhooks=ManageWebhooks(
+            deliveries=AsyncDeliveries(client), secrets=WebhookSecrets(client, Sealer(settings.webhooks.keys))
+        ),
         store=store,
         storage=storage,
         threads=threads,

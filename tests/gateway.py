@@ -32,7 +32,7 @@ from service.jobs.commands import Holding, Outcome
 from service.jobs.store import JobStore
 from service.settings.egress import EgressSettings, FetchSettings
 from service.settings.gateway import AdmissionSettings, AuthSettings, GatewaySettings, HttpSettings
-from service.settings.groups import LogSettings, RedisSettings, StorageSettings
+from service.settings.groups import LogSettings, RedisSettings, StorageSettings, WebhookSettings
 from service.settings.telemetry import MetricsSettings, TracingSettings
 from service.storage.keys import image_key
 from service.storage.s3 import ObjectStorage
@@ -74,6 +74,7 @@ def gateway_settings(
     admission: dict[str, Any] | None = None,
     egress: EgressSettings | None = None,
     fetch: FetchSettings | None = None,
+    webhooks: WebhookSettings | None = None,
 ) -> GatewaySettings:
     """Return the settings of a gateway on the test's servers."""
     return GatewaySettings(
@@ -82,6 +83,7 @@ def gateway_settings(
         admission=AdmissionSettings(**(admission or {})),
         redis=redis_settings,
         storage=storage_settings,
+        webhooks=webhooks or WebhookSettings(),
         log=LogSettings(),
         metrics=MetricsSettings(),
         egress=egress or EgressSettings(),

@@ -22,6 +22,15 @@ SCOPE_OF: Final[dict[str, Scope]] = {
     "getModel": "read",
     "listSchedulers": "read",
     "getUsage": "read",
+    "getWebhookSecret": "webhooks",
+    "listWebhookSecrets": "webhooks",
+    "rotateWebhookSecret": "webhooks",
+    "listWebhookEndpoints": "webhooks",
+    "getWebhookEndpoint": "webhooks",
+    "switchWebhookEndpoint": "webhooks",
+    "listWebhookDeliveries": "webhooks",
+    "getWebhookDelivery": "webhooks",
+    "redeliverWebhook": "webhooks",
 }
 
 

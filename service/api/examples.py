@@ -12,11 +12,13 @@ from service.api.health import Health, Readiness
 from service.api.models import ModelList, SchedulerList, model_resource, scheduler_resource
 from service.api.problems import FieldProblem, Problem
 from service.api.usage import UsageDay, UsageLimits, UsageList, UsageToday
+from service.api.webhook_examples import WEBHOOK_EXAMPLES
 from service.contract.catalog import Limits, ModelCard
 from service.contract.generation import GenerationSpec, Receipt, ResultImage, Timings
 from service.contract.job import Job, Status
 from service.contract.schedulers import SCHEDULERS
 from service.generations.resource import GenerationBatch, GenerationPage, generation_resource
+from service.generations.webhook_message import webhook_message
 from service.jobs.commands import RegisteredModel
 
 _SHA256 = "9f2c7d0e4b8a61355c1e0f9a7b3d8e24c6f05a1b9d7e3428f60c5b1a2e4d7f93"
@@ -130,6 +132,8 @@ _RESOURCES: tuple[BaseModel, ...] = (
     ),
     Health(),
     Readiness(checks={"redis": "ok", "storage": "ok", "models": "ok"}),
+    webhook_message(_JOB, "generation.succeeded", 1_795_172_402_310),
+    *WEBHOOK_EXAMPLES,
 )
 
 

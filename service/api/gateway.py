@@ -22,6 +22,7 @@ from service.generations.previews import SeePreview
 from service.generations.submit import SubmitGeneration
 from service.generations.usage import TellUsage
 from service.generations.wait import WatchGeneration
+from service.generations.webhooks import ManageWebhooks
 from service.jobs.async_store import AsyncJobStore
 from service.storage.s3 import ObjectStorage
 from service.telemetry.context import bind_tenant
@@ -43,6 +44,7 @@ class Gateway:
     listing: ListGenerations
     models: ModelDirectory
     usage: TellUsage
+    webhooks: ManageWebhooks
     store: AsyncJobStore
     storage: ObjectStorage
     #: Threads for calls of the storage, which block.

@@ -10,17 +10,15 @@ from pydantic import BaseModel
 from service.api import documentation as doc
 from service.api.edge import request_id_of
 from service.api.gateway import caller_of, gateway_of
-from service.api.loopback import is_json
 from service.api.negotiation import accepted_formats
 from service.api.operation import Operation, idempotent, json_object, while_connected
+from service.api.optional_body import no_fields
 from service.api.pictures import picture_response, with_picture_format
 from service.api.preferences import preferences
 from service.api.rate_headers import rate_headers
-from service.api.strict_json import parse_object
-from service.contract.errors import FieldError, InvalidRequest, NotFound, UnsupportedMedia
+from service.contract.errors import FieldError, InvalidRequest, NotFound
 from service.contract.generation import CONTENT_TYPES, ResultImage
 from service.contract.job import Job, Status
-from service.generations.field_errors import MAX_ERRORS, pointer
 from service.generations.ids import ID_FORM
 from service.generations.listing import listing_query
 from service.generations.resource import (
@@ -161,7 +159,7 @@ async def get_generation(request: Request) -> Response:
 async def cancel_generation(request: Request) -> Response:
     """Cancel; a body is not needed, and if one comes it is an empty object."""
     gateway, caller, generation_id = gateway_of(request), await caller_of(request), _generation_id(request)
-    await _no_fields(request)
+    await no_fields(request)
     return _json(generation_resource(await gateway.cancel.cancel(caller.tenant, generation_id)))
 
 
@@ -249,19 +247,6 @@ def _generation_id(request: Request) -> str:
     if ID_FORM.fullmatch(generation_id):
         bind_job(generation_id)
     return generation_id
-
-
-async def _no_fields(request: Request) -> None:
-    body = await request.body()
-    if not body:
-        return
-    if not is_json(request.headers.get("content-type", "")):
-        raise UnsupportedMedia("The body, if any, must be application/json in UTF-8.")
-    fields = parse_object(body)
-    if fields:
-        raise InvalidRequest(
-            [FieldError(pointer(name), "is not a field of this request") for name in fields][:MAX_ERRORS]
-        )
 
 
 def _flag(request: Request, name: str) -> bool:

@@ -12,8 +12,11 @@ from pydantic.json_schema import models_json_schema
 from service.api.access import SCOPE_OF
 from service.api.application import build_api
 from service.api.examples import add_examples
+from service.api.openapi_webhooks import COMPONENTS, webhooks
 from service.api.problems import Problem
+from service.api.webhook_resources import EndpointRequest, RotationRequest
 from service.generations.batch import BatchRequest
+from service.generations.webhook_message import WebhookMessage
 from service.settings.gateway import HttpSettings
 from service.tenants.scopes import SCOPES
 
@@ -39,7 +42,11 @@ def document(api: FastAPI) -> dict[str, Any]:
         license_info={"name": "MIT", "identifier": "MIT"},
     )
     _, definitions = models_json_schema(
-        [(BatchRequest, "validation"), (Problem, "validation")], ref_template="#/components/schemas/{model}"
+        [
+            *((model, "validation") for model in (BatchRequest, RotationRequest, EndpointRequest, Problem)),
+            (WebhookMessage, "serialization"),
+        ],
+        ref_template="#/components/schemas/{model}",
     )
     components = found.setdefault("components", {})
     schemas = cast("dict[str, Any]", components.setdefault("schemas", {}))
@@ -60,6 +67,8 @@ def document(api: FastAPI) -> dict[str, Any]:
             _drop_untold(operation)
             if path.startswith("/v1/"):
                 operation["x-scope"] = SCOPE_OF[operation["operationId"]]
+    found["webhooks"] = webhooks()
+    components.update(COMPONENTS)
     return found
 
 

@@ -50,6 +50,8 @@ STATUSES: dict[type[DarkroomError], HTTPStatus] = {
     errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.Gone: HTTPStatus.GONE,
+    # Not 409: clients there are that repeat such calls by themselves.
+    errors.EndpointOff: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.IdempotencyMismatch: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.RequestError: HTTPStatus.BAD_REQUEST,
     errors.LimitReached: HTTPStatus.TOO_MANY_REQUESTS,

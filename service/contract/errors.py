@@ -11,6 +11,7 @@
     │   ├── Forbidden
     │   ├── NotFound
     │   ├── Gone                     it existed, and was erased
+    │   ├── EndpointOff              nothing is sent to this endpoint of webhooks
     │   └── IdempotencyMismatch
     ├── LimitReached                 the tenant's own limit
     │   ├── RateLimited              of calls in a time
@@ -156,6 +157,12 @@ class Gone(RequestError):
     """It was here once and has been erased."""
 
     code = "gone"
+
+
+class EndpointOff(RequestError):
+    """This endpoint of webhooks is switched off."""
+
+    code = "endpoint_off"
 
 
 class IdempotencyMismatch(RequestError):

@@ -33,6 +33,8 @@ ScriptName = Literal[
     "due_deliveries",
     "record_delivery",
     "census",
+    "switch_endpoint",
+    "redeliver",
 ]
 SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = get_args(ScriptName)
 

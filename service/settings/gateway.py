@@ -11,7 +11,7 @@ from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.settings.egress import EgressSettings, FetchSettings
-from service.settings.groups import LogSettings, RedisSettings, StorageSettings
+from service.settings.groups import LogSettings, RedisSettings, StorageSettings, WebhookSettings
 from service.settings.reading import SettingsError, read_settings
 from service.settings.telemetry import MetricsSettings, TracingSettings
 
@@ -122,6 +122,7 @@ class GatewaySettings:
     admission: AdmissionSettings
     redis: RedisSettings
     storage: StorageSettings
+    webhooks: WebhookSettings
     log: LogSettings
     metrics: MetricsSettings
     egress: EgressSettings
@@ -147,6 +148,7 @@ class GatewaySettings:
             admission=read_settings(AdmissionSettings),
             redis=read_settings(RedisSettings),
             storage=read_settings(StorageSettings),
+            webhooks=read_settings(WebhookSettings),
             log=read_settings(LogSettings),
             metrics=read_settings(MetricsSettings),
             egress=read_settings(EgressSettings),

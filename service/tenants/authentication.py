@@ -46,6 +46,11 @@ class Caller:
     #: What the key may do.
     scopes: frozenset[Scope] = ALL_SCOPES
 
+    @property
+    def who(self) -> str:
+        """The caller as the audit log has it."""
+        return f"key:{self.key_id}" if self.key_id else "local"
+
 
 class Authenticator(Protocol):
     """From the `Authorization` header to a caller."""

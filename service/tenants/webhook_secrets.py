@@ -92,12 +92,15 @@ class WebhookSecrets:
             stored = await self._run("ensure", tenant, *self._drawn(tenant))
         return await self._opened(tenant, stored)
 
-    async def rotate(self, tenant: str, *, keep_s: int = KEEP_DEFAULT_S, name: str = "") -> tuple[WebhookSecret, ...]:
+    async def rotate(
+        self, tenant: str, *, who: str, keep_s: int = KEEP_DEFAULT_S, name: str = ""
+    ) -> tuple[WebhookSecret, ...]:
         """Draw a new secret, and return what is valid now; the earlier ones stay so for `keep_s` at most.
 
-        Those that cannot be read are dropped. The same `name` draws no second one while the first is valid.
+        The audit log notes it with `who`. Secrets that cannot be read are dropped. The same `name` draws no second one
+        while the first is valid.
         """
-        stored = await self._run("rotate", tenant, *self._drawn(tenant, name), 1000 * keep_s)
+        stored = await self._run("rotate", tenant, *self._drawn(tenant, name), 1000 * keep_s, who)
         return await self._opened(tenant, stored)
 
     async def seal_anew(self, tenant: str) -> int:

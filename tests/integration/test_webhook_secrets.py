@@ -51,7 +51,7 @@ async def test_the_first_use_draws_one_secret_for_everybody(plain: WebhookSecret
 async def test_a_rotation_keeps_the_earlier_secret_for_a_while(plain: WebhookSecrets, clock: QueueClock) -> None:
     (old,) = await plain.current("acme")
     clock.now_ms += 1000
-    new, kept = await plain.rotate("acme", keep_s=HOUR_S)
+    new, kept = await plain.rotate("acme", who="ada@host", keep_s=HOUR_S)
     assert new.key != old.key
     assert (kept.id, kept.key, kept.until_ms) == (old.id, old.key, clock.now_ms + 1000 * HOUR_S)
     clock.now_ms += 1000 * HOUR_S - 1
@@ -64,7 +64,7 @@ async def test_what_is_over_is_no_longer_stored(
     plain: WebhookSecrets, clock: QueueClock, redis_client: redis.Redis
 ) -> None:
     await plain.current("acme")
-    await plain.rotate("acme", keep_s=HOUR_S)
+    await plain.rotate("acme", who="ada@host", keep_s=HOUR_S)
     clock.now_ms += 1000 * HOUR_S
     await plain.current("acme")
     assert redis_client.hlen(KEPT) == 1
@@ -72,16 +72,16 @@ async def test_what_is_over_is_no_longer_stored(
 
 async def test_a_rotation_that_keeps_nothing_ends_all_earlier_secrets(plain: WebhookSecrets) -> None:
     await plain.current("acme")
-    await plain.rotate("acme")
-    (only,) = await plain.rotate("acme", keep_s=0)
+    await plain.rotate("acme", who="ada@host")
+    (only,) = await plain.rotate("acme", who="ada@host", keep_s=0)
     assert await plain.current("acme") == (only,)
 
 
 async def test_a_later_rotation_lengthens_no_earlier_one(plain: WebhookSecrets, clock: QueueClock) -> None:
     (first,) = await plain.current("acme")
-    await plain.rotate("acme", keep_s=HOUR_S)
+    await plain.rotate("acme", who="ada@host", keep_s=HOUR_S)
     clock.now_ms += 1000
-    found = await plain.rotate("acme", keep_s=24 * HOUR_S)
+    found = await plain.rotate("acme", who="ada@host", keep_s=24 * HOUR_S)
     ends = {each.id: each.until_ms for each in found}
     assert ends[first.id] == clock.now_ms - 1000 + 1000 * HOUR_S
     assert len(found) == 3
@@ -91,13 +91,15 @@ async def test_at_most_four_are_valid_and_the_oldest_goes(plain: WebhookSecrets,
     drawn = [(await plain.current("acme"))[0].id]
     for _ in range(6):
         clock.now_ms += 1
-        drawn.append((await plain.rotate("acme"))[0].id)
+        drawn.append((await plain.rotate("acme", who="ada@host"))[0].id)
     assert [each.id for each in await plain.current("acme")] == drawn[:-5:-1]
 
 
 async def test_a_rotation_that_is_repeated_by_name_draws_no_second_secret(plain: WebhookSecrets) -> None:
     await plain.current("acme")
-    assert await plain.rotate("acme", name="again") == await plain.rotate("acme", name="again")
+    assert await plain.rotate("acme", who="ada@host", name="again") == await plain.rotate(
+        "acme", who="ada@host", name="again"
+    )
     assert len(await plain.current("acme")) == 2
 
 
@@ -136,7 +138,7 @@ async def test_a_damaged_secret_is_told_and_not_replaced_until_a_rotation(
     for _ in range(2):
         with pytest.raises(WebhookSecretUnreadable, match="Rotating draws another"):
             await plain.current("acme")
-    await plain.rotate("acme")
+    await plain.rotate("acme", who="ada@host")
     assert (await plain.current("acme"))[0].key != secret.key
 
 
@@ -146,14 +148,14 @@ async def test_a_record_of_another_type_is_told_and_a_rotation_mends_it(
     redis_client.set(KEPT, "no hash")
     with pytest.raises(WebhookSecretUnreadable):
         await plain.current("acme")
-    assert len(await plain.rotate("acme")) == 1
+    assert len(await plain.rotate("acme", who="ada@host")) == 1
 
 
 async def test_a_damaged_earlier_secret_does_not_keep_the_present_one_from_signing(
     plain: WebhookSecrets, redis_client: redis.Redis, clock: QueueClock
 ) -> None:
     await plain.current("acme")
-    new, old = await plain.rotate("acme")
+    new, old = await plain.rotate("acme", who="ada@host")
     redis_client.hset(KEPT, old.id, f"1 {clock.now_ms + 1000} plain:AAAA")
     assert await plain.current("acme") == (new,)
 

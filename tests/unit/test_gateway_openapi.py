@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
 
 from service.api.application import build_api
 from service.api.openapi import as_yaml, document
+from service.contract.events import EventType
 from service.settings.gateway import HttpSettings
 
 
@@ -30,11 +31,21 @@ def test_the_file_at_the_root_is_what_the_app_says(contract: dict[str, Any]) -> 
 def test_every_operation_has_an_id_a_summary_and_its_problems(contract: dict[str, Any]) -> None:
     found = operations(contract)
     ids = [each["operationId"] for each in found.values()]
-    assert len(set(ids)) == len(ids) == 15
+    assert len(set(ids)) == len(ids) == 24
     for each in found.values():
         assert each["summary"]
         for status in ("400", "405", "500", "503"):
             assert "application/problem+json" in each["responses"][status]["content"]
+
+
+def test_every_event_that_a_receiver_may_get_is_described(contract: dict[str, Any]) -> None:
+    assert set(contract["webhooks"]) == set(get_args(EventType))
+    schemas = contract["components"]["schemas"]
+    for each in contract["webhooks"].values():
+        schema = each["post"]["requestBody"]["content"]["application/json"]["schema"]
+        reference = schema["allOf"][0]["$ref"].rpartition("/")[2]
+        assert schemas[reference]["properties"]["data"]["$ref"].endswith("/GenerationResource")
+        assert {"2XX", "410"} <= set(each["post"]["responses"])
 
 
 def test_v1_asks_for_a_key_and_health_does_not(contract: dict[str, Any]) -> None:

@@ -31,3 +31,10 @@ end
 local function count(text)
   return math.max(0, math.min(number(text), 9007199254740992))
 end
+
+-- Notes in the audit log (`service.tenants.audit`) who changed what; `changes` is JSON. No log keeps a change from being
+-- made.
+local function note_change(who, action, tenant, changes)
+  redis.pcall('XADD', k('audit'), 'MAXLEN', '~', LIMITS.audit_entries, '*', 'who', who, 'action', action,
+    'tenant', tenant, 'key', '', 'changes', changes)
+end

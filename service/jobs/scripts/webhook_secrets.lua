@@ -2,7 +2,8 @@
 -- ARGV: now, mode, tenant, and by mode
 --   read     –
 --   ensure   id, sealed: becomes the present secret where there is none
---   rotate   id, sealed, ms that the earlier ones stay valid: becomes the present one; with the same id again, nothing
+--   rotate   id, sealed, ms that the earlier ones stay valid, who does it: becomes the present one; with the same id
+--            again, nothing
 --   seal     id, sealed, sealed before: another text for the same secret, unless it changed meanwhile
 -- Returns {id, created_ms, until_ms (0 = the present one), sealed} of each valid secret, the present one first. What
 -- cannot be read has an empty text, and is kept until a rotation: it is for people to see.
@@ -43,6 +44,10 @@ elseif (mode == 'ensure' and not present) or (mode == 'rotate' and not known) th
   local earlier = valid
   valid = { { id = id, created = now, till = 0, text = sealed } }
   put(valid[1])
+  if mode == 'rotate' then
+    note_change(ARGV[7], 'webhook_secret_rotated', tenant,
+      string.format('{"secret":"%s","keep_previous_s":%d}', id, tonumber(ARGV[6]) / 1000))
+  end
   table.sort(earlier, function(a, b) return a.created > b.created end)
   for _, secret in ipairs(earlier) do
     local till = secret.till
