@@ -28,11 +28,14 @@ from service.generations.ids import IdSource
 from service.generations.inputs import InputPictures
 from service.generations.listing import ListGenerations
 from service.generations.models import ModelDirectory
+from service.generations.origins import BucketOrigins
 from service.generations.pictures import PictureLimits
 from service.generations.places import TenantPlaces
 from service.generations.previews import SeePreview
 from service.generations.remote import FetchRules, RemotePictures
 from service.generations.submit import SubmitGeneration, SubmitRules
+from service.generations.uploaded import UploadedPictures
+from service.generations.uploads import UploadRules, Uploads
 from service.generations.usage import TellUsage
 from service.generations.vitals import Vitals
 from service.generations.wait import WatchGeneration
@@ -40,12 +43,14 @@ from service.generations.webhooks import ManageWebhooks
 from service.jobs.async_store import AsyncJobStore
 from service.jobs.connection import connect_async
 from service.jobs.deliveries import AsyncDeliveries
+from service.jobs.uploads import UploadLimits, UploadStore
 from service.jobs.waiting import Waiters
 from service.net.egress import Egress, EgressRules
 from service.settings.egress import FetchSettings
 from service.settings.gateway import AdmissionSettings, GatewaySettings, HttpSettings
 from service.settings.reading import SettingsError
 from service.settings.telemetry import MetricsSettings
+from service.settings.uploads import UploadSettings
 from service.storage.s3 import ObjectStorage
 from service.telemetry import metric_names
 from service.telemetry.exposition import MetricsPortTaken, expose
@@ -73,7 +78,8 @@ def create_app(
         async with connect_async(settings.redis) as client:
             store = AsyncJobStore(client)
             waiters = Waiters(client, store)
-            storage = ObjectStorage(settings.storage)
+            # Once more is enough: whoever waits for the answer tries again by themselves.
+            storage = ObjectStorage(settings.storage, attempts=2)
             egress = Egress(EgressRules.of(settings.egress))
             housekeeping = Housekeeping(
                 store,
@@ -93,8 +99,11 @@ def create_app(
                     egress=egress,
                     threads=threads,
                 )
+                origins = BucketOrigins(storage, settings.uploads.origin_list, threads)
+                origins.start()
                 async with _measured(metrics, app.state.gateway, waiters, housekeeping):
                     yield
+                await origins.stop()
             await housekeeping.stop()
             await waiters.stop()
             await egress.aclose()
@@ -142,6 +151,7 @@ def _gateway(
 ) -> Gateway:
     ids = IdSource(store)
     models = ModelDirectory(store, cache_s=settings.admission.models_cache_s)
+    upload_store = UploadStore(client, _upload_limits(settings.uploads))
     authenticator: Authenticator = LocalAuthenticator()
     if settings.auth.auth == "keys":
         authenticator = KeyAuthenticator(
@@ -154,6 +164,7 @@ def _gateway(
             store=store,
             storage=storage,
             remote=RemotePictures(egress=egress, rules=_fetch_rules(settings.fetch), limits=limits, threads=threads),
+            uploaded=UploadedPictures(store=upload_store, storage=storage, limits=limits, threads=threads),
             limits=limits,
             threads=threads,
         ),
@@ -178,6 +189,7 @@ def _gateway(
         webhooks=ManageWebhooks(
             deliveries=AsyncDeliveries(client), secrets=WebhookSecrets(client, Sealer(settings.webhooks.keys))
         ),
+        uploads=_uploads(settings, upload_store, storage=storage, ids=ids, memory=housekeeping, threads=threads),
         store=store,
         storage=storage,
         threads=threads,
@@ -195,6 +207,27 @@ def _rules(admission: AdmissionSettings) -> SubmitRules:
         retain_max_s=admission.retain_max_s,
         pool_queued=admission.queue_limit,
     )
+
+
+def _upload_limits(uploads: UploadSettings) -> UploadLimits:
+    return UploadLimits(ttl_ms=1000 * uploads.ttl_s, unused=uploads.limit, unused_bytes=uploads.limit_bytes)
+
+
+def _uploads(
+    settings: GatewaySettings,
+    store: UploadStore,
+    *,
+    storage: ObjectStorage,
+    ids: IdSource,
+    memory: Housekeeping,
+    threads: ThreadPoolExecutor,
+) -> Uploads:
+    rules = UploadRules(
+        max_bytes=settings.admission.input_limit_bytes,
+        ttl_s=settings.uploads.ttl_s,
+        form_ttl_s=settings.storage.link_ttl_s,
+    )
+    return Uploads(store=store, storage=storage, ids=ids, memory=memory, rules=rules, threads=threads)
 
 
 def _picture_limits(admission: AdmissionSettings) -> PictureLimits:

@@ -34,6 +34,7 @@ from service.settings.egress import EgressSettings, FetchSettings
 from service.settings.gateway import AdmissionSettings, AuthSettings, GatewaySettings, HttpSettings
 from service.settings.groups import LogSettings, RedisSettings, StorageSettings, WebhookSettings
 from service.settings.telemetry import MetricsSettings, TracingSettings
+from service.settings.uploads import UploadSettings
 from service.storage.keys import image_key
 from service.storage.s3 import ObjectStorage
 from service.tenants.records import TenantLimits
@@ -75,12 +76,14 @@ def gateway_settings(
     egress: EgressSettings | None = None,
     fetch: FetchSettings | None = None,
     webhooks: WebhookSettings | None = None,
+    uploads: dict[str, Any] | None = None,
 ) -> GatewaySettings:
     """Return the settings of a gateway on the test's servers."""
     return GatewaySettings(
         http=HttpSettings(**(http or {})),
         auth=AuthSettings.model_validate({"auth": auth}),
         admission=AdmissionSettings(**(admission or {})),
+        uploads=UploadSettings(**(uploads or {})),
         redis=redis_settings,
         storage=storage_settings,
         webhooks=webhooks or WebhookSettings(),

@@ -11,6 +11,7 @@ from service.api.documentation import EXAMPLE_ID
 from service.api.health import Health, Readiness
 from service.api.models import ModelList, SchedulerList, model_resource, scheduler_resource
 from service.api.problems import FieldProblem, Problem
+from service.api.uploads import EXAMPLE_UPLOAD_ID, upload_resource
 from service.api.usage import UsageDay, UsageLimits, UsageList, UsageToday
 from service.api.webhook_examples import WEBHOOK_EXAMPLES
 from service.contract.catalog import Limits, ModelCard
@@ -18,8 +19,11 @@ from service.contract.generation import GenerationSpec, Receipt, ResultImage, Ti
 from service.contract.job import Job, Status
 from service.contract.schedulers import SCHEDULERS
 from service.generations.resource import GenerationBatch, GenerationPage, generation_resource
+from service.generations.uploads import OpenForm
 from service.generations.webhook_message import webhook_message
 from service.jobs.commands import RegisteredModel
+from service.jobs.uploads import UploadRecord
+from service.storage.s3 import UploadForm
 
 _SHA256 = "9f2c7d0e4b8a61355c1e0f9a7b3d8e24c6f05a1b9d7e3428f60c5b1a2e4d7f93"
 _TENANT = "acme"
@@ -105,6 +109,22 @@ _QUEUED = generation_resource(
     )
 )
 
+_UPLOAD = UploadRecord(
+    id=EXAMPLE_UPLOAD_ID,
+    tenant=_TENANT,
+    prefix=f"{_TENANT}/2026/11/{EXAMPLE_UPLOAD_ID}/",
+    state="waiting",
+    format="png",
+    bytes=245_678,
+    sha256=_SHA256,
+    created_ms=1_795_172_400_000,
+    expires_ms=1_795_258_800_000,
+)
+_FORM = UploadForm(
+    "https://s3.example.com/darkroom",
+    {"Content-Type": "image/png", "key": "…", "policy": "…", "x-amz-signature": "…"},
+)
+
 _PROBLEM = Problem(
     type="urn:darkroom:problem:invalid_request",
     title="The request has fields that are not allowed.",
@@ -120,6 +140,7 @@ _RESOURCES: tuple[BaseModel, ...] = (
     _GENERATION,
     GenerationBatch(data=[_QUEUED]),
     GenerationPage(data=[_GENERATION], next_cursor=None),
+    upload_resource(_UPLOAD, "waiting", OpenForm(_FORM, expires_ms=1_795_176_000_000)),
     ModelList(data=[model_resource(RegisteredModel(_CARD, warm=2))]),
     model_resource(RegisteredModel(_CARD, warm=2)),
     SchedulerList(data=[scheduler_resource(SCHEDULERS["euler"])]),

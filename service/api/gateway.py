@@ -20,6 +20,7 @@ from service.generations.models import ModelDirectory
 from service.generations.places import TenantPlaces
 from service.generations.previews import SeePreview
 from service.generations.submit import SubmitGeneration
+from service.generations.uploads import Uploads
 from service.generations.usage import TellUsage
 from service.generations.wait import WatchGeneration
 from service.generations.webhooks import ManageWebhooks
@@ -45,6 +46,7 @@ class Gateway:
     models: ModelDirectory
     usage: TellUsage
     webhooks: ManageWebhooks
+    uploads: Uploads
     store: AsyncJobStore
     storage: ObjectStorage
     #: Threads for calls of the storage, which block.

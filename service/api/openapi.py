@@ -16,6 +16,7 @@ from service.api.openapi_webhooks import COMPONENTS, webhooks
 from service.api.problems import Problem
 from service.api.webhook_resources import EndpointRequest, RotationRequest
 from service.generations.batch import BatchRequest
+from service.generations.uploads import UploadRequest
 from service.generations.webhook_message import WebhookMessage
 from service.settings.gateway import HttpSettings
 from service.tenants.scopes import SCOPES
@@ -43,7 +44,10 @@ def document(api: FastAPI) -> dict[str, Any]:
     )
     _, definitions = models_json_schema(
         [
-            *((model, "validation") for model in (BatchRequest, RotationRequest, EndpointRequest, Problem)),
+            *(
+                (model, "validation")
+                for model in (BatchRequest, UploadRequest, RotationRequest, EndpointRequest, Problem)
+            ),
             (WebhookMessage, "serialization"),
         ],
         ref_template="#/components/schemas/{model}",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, cast
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from service.contract.errors import FieldError
 from service.generations.request import FOREIGN_FIELDS, ONE_KIND, GenerationRequest
@@ -17,8 +18,6 @@ MAX_ERRORS = 32
 _MAX_NAME = 64
 
 Schema = dict[str, Any]
-
-_SCHEMA: Schema = GenerationRequest.model_json_schema()
 
 
 def pointer(*parts: str | int) -> str:
@@ -32,8 +31,9 @@ def nearest(name: str, names: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
-def field_errors(err: ValidationError) -> list[FieldError]:
-    """Return one error per wrong field, at most `MAX_ERRORS`."""
+def field_errors(err: ValidationError, of: type[BaseModel] = GenerationRequest) -> list[FieldError]:
+    """Return one error per wrong field of a request of this kind, at most `MAX_ERRORS`."""
+    whole = _schema(of)
     found: dict[str, FieldError] = {}
     raw = err.errors(include_url=False, include_input=False)
     unknown_in = {tuple(each["loc"][:-1]) for each in raw if each["type"] == "extra_forbidden"}
@@ -43,35 +43,40 @@ def field_errors(err: ValidationError) -> list[FieldError]:
         if each["type"] == "missing" and loc[:-1] and loc[:-1] in unknown_in:
             continue
         where = pointer(*loc)
-        found.setdefault(where, FieldError(where, _message(each["type"], loc, is_key="[key]" in each["loc"])))
+        found.setdefault(where, FieldError(where, _message(whole, each["type"], loc, is_key="[key]" in each["loc"])))
         if len(found) == MAX_ERRORS:
             break
     return list(found.values())
 
 
-def _message(kind: str, loc: tuple[str | int, ...], *, is_key: bool) -> str:
+@cache
+def _schema(of: type[BaseModel]) -> Schema:
+    return of.model_json_schema()
+
+
+def _message(whole: Schema, kind: str, loc: tuple[str | int, ...], *, is_key: bool) -> str:
     if kind == "missing":
         return "is required"
     if kind == "extra_forbidden":
         name = str(loc[-1])
         known = FOREIGN_FIELDS.get(name)
-        siblings = list(_properties(loc[:-1]))
+        siblings = list(_properties(whole, loc[:-1]))
         return f"is not a field of this request{f': {known}' if known else nearest(name, siblings)}"
     if kind == ONE_KIND:
-        return f"must have exactly one of the fields {', '.join(_properties(loc))}"
+        return f"must have exactly one of the fields {', '.join(_properties(whole, loc))}"
     if is_key:
         return "a label's name must have 1 to 63 characters of A-Z a-z 0-9 . _ - and begin with a letter or digit"
     if loc[0] == "labels" and len(loc) > 1:
         return "a label's value must be text of at most 256 characters without control characters"
-    return f"must be {expected(loc)}"
+    return f"must be {_expected(whole, loc)}"
 
 
-def expected(loc: Sequence[str | int]) -> str:
+def _expected(whole: Schema, loc: Sequence[str | int]) -> str:
     """Say what a field of the request takes: its type, range and unit, from its own schema."""
-    properties = _properties(loc[:-1])
+    properties = _properties(whole, loc[:-1])
     schema = properties.get(str(loc[-1]), {})
     options = cast("list[Schema]", schema.get("anyOf", [schema]))
-    option = _resolved(next((each for each in options if each.get("type") != "null"), schema))
+    option = _resolved(whole, next((each for each in options if each.get("type") != "null"), schema))
     unit = f" {schema['x-unit']}" if "x-unit" in schema else ""
     match option:
         case {"enum": names}:
@@ -86,6 +91,8 @@ def expected(loc: Sequence[str | int]) -> str:
             text = "true or false"
         case {"type": "string", "maxLength": most}:
             text = f"text of {option.get('minLength', 0)} to {most}{unit or ' characters'}"
+        case {"type": "string", "pattern": _, "description": form}:
+            text = form[:1].lower() + form[1:].rstrip(".")
         case {"type": "string"}:
             text = "text that is not empty"
         case {"maxProperties": most}:
@@ -95,15 +102,15 @@ def expected(loc: Sequence[str | int]) -> str:
     return text
 
 
-def _properties(path: Sequence[str | int]) -> Mapping[str, Schema]:
+def _properties(whole: Schema, path: Sequence[str | int]) -> Mapping[str, Schema]:
     """Return the fields of the object at `path`, by name."""
-    schema = _SCHEMA
+    schema = whole
     for part in path:
         options = cast("list[Schema]", schema.get("properties", {}).get(str(part), {}).get("anyOf", [{}]))
-        schema = _resolved(options[0])
+        schema = _resolved(whole, options[0])
     return cast("Mapping[str, Schema]", schema.get("properties", {}))
 
 
-def _resolved(schema: Schema) -> Schema:
+def _resolved(whole: Schema, schema: Schema) -> Schema:
     reference = schema.get("$ref")
-    return _SCHEMA["$defs"][reference.rpartition("/")[2]] if reference else schema
+    return whole["$defs"][reference.rpartition("/")[2]] if reference else schema

@@ -14,6 +14,7 @@ from service.generations.admission import rate_refusal
 from service.generations.pictures import InputPicture, Picture, PictureLimits, PictureRefused, read_picture
 from service.generations.remote import RemotePictures
 from service.generations.request import Asset, GenerationRequest
+from service.generations.uploaded import UploadedPictures
 from service.jobs.async_store import AsyncJobStore
 from service.storage.s3 import ObjectStorage
 from service.tenants.authentication import Caller
@@ -30,11 +31,13 @@ class InputPictures:
         store: AsyncJobStore,
         storage: ObjectStorage,
         remote: RemotePictures,
+        uploaded: UploadedPictures,
         limits: PictureLimits,
         threads: Executor,
     ) -> None:
         self._store = store
         self._remote = remote
+        self._uploaded = uploaded
         self._storage = storage
         self._limits = limits
         self._threads = threads
@@ -61,7 +64,10 @@ class InputPictures:
             raise rate_refusal(used_up, jobs)
 
     async def keep(self, pictures: Mapping[str, InputPicture], prefix: str) -> dict[str, StoredInput]:
-        """Store the pictures below a job's staged prefix; return what its specification says of them, by field."""
+        """Store the pictures below a job's staged prefix; return what its specification says of them, by field.
+
+        Raises `InvalidRequest` for one that is no longer there.
+        """
         loop = asyncio.get_running_loop()
         uploads = [
             loop.run_in_executor(self._threads, picture.store, self._storage, prefix, index)
@@ -71,6 +77,8 @@ class InputPictures:
         results = await asyncio.gather(*uploads, return_exceptions=True)
         stored: dict[str, StoredInput] = {}
         for name, result in zip(pictures, results, strict=True):
+            if isinstance(result, PictureRefused):
+                raise InvalidRequest([FieldError(f"/{name}", str(result))])
             if isinstance(result, BaseException):
                 raise result
             stored[name] = result
@@ -83,13 +91,15 @@ class InputPictures:
         except (Unavailable, Overloaded):
             log.info("inputs_left_to_staging")
 
-    async def _read(self, caller: Caller, asset: Asset) -> Picture:
+    async def _read(self, caller: Caller, asset: Asset) -> InputPicture:
         """Return the picture that an asset gives or names; raises `PictureRefused`."""
         match asset.kind:
             case "base64":
                 return await self._inline(asset.base64 or "")
             case "url":
                 return await self._remote.read(caller.tenant, asset.url or "")
+            case "upload_id":
+                return await self._uploaded.read(caller.tenant, asset.upload_id or "")
 
     async def _inline(self, text: str) -> Picture:
         return await asyncio.get_running_loop().run_in_executor(self._threads, read_picture, text, self._limits)

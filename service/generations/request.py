@@ -37,7 +37,7 @@ class _Strict(BaseModel):
 
 
 #: The ways to give an input picture, which are the fields of an asset.
-AssetKind = Literal["base64", "url"]
+AssetKind = Literal["base64", "url", "upload_id"]
 
 
 class Asset(_Strict):
@@ -57,6 +57,9 @@ class Asset(_Strict):
             "is accepted, after at most three redirects.",
             examples=["https://example.com/photo.jpg"],
         ),
+    ] = None
+    upload_id: Annotated[
+        str | None, Field(min_length=1, max_length=64, description="An upload of yours: see `POST /v1/uploads`.")
     ] = None
 
     @property
@@ -183,7 +186,6 @@ class GenerationRequest(_Strict):
 #: Names that people know from elsewhere, and what to say to them.
 FOREIGN_FIELDS: dict[str, str] = {
     "image_url": 'its name here is image: {"url": "…"}',
-    "upload_id": 'uploads are not taken by this version; send {"base64": "…"}',
     "num_inference_steps": "its name here is steps",
     "cfg_scale": "its name here is guidance_scale",
     "sampler": "its name here is scheduler",

@@ -176,7 +176,7 @@ def generation_resource(job: Job) -> GenerationResource:
         attempt=job.attempt,
         task=job.spec.task,
         model=job.model,
-        created_at=_moment(job.created_ms),
+        created_at=moment(job.created_ms),
         started_at=_moment_or_none(job.started_ms),
         finished_at=_moment_or_none(job.finished_ms),
         expires_at=_moment_or_none(job.expires_ms),
@@ -252,9 +252,10 @@ def _span_s(start_ms: int, end_ms: int | None) -> int | None:
     return None if end_ms is None else (end_ms - start_ms) // 1000
 
 
-def _moment(milliseconds: int) -> datetime:
+def moment(milliseconds: int) -> datetime:
+    """Return milliseconds since 1970 as a moment in UTC."""
     return datetime.fromtimestamp(milliseconds / 1000, tz=UTC)
 
 
 def _moment_or_none(milliseconds: int | None) -> datetime | None:
-    return None if milliseconds is None else _moment(milliseconds)
+    return None if milliseconds is None else moment(milliseconds)

@@ -80,6 +80,10 @@ KEYS: MappingProxyType[str, str] = MappingProxyType(
         "costs": "dr:costs:%s",
         # stream: changes of tenants, keys and webhook endpoints (`service.tenants.audit`)
         "audit": "dr:audit",
+        # hash: what a caller said of a file that it sends, and what was found (`service.jobs.uploads`)
+        "upload": "dr:upload:%s",
+        # zset "upload bytes" → when it expires, ms: uploads of a tenant that no generation has used
+        "tenant_uploads": "dr:tenant:%s:uploads",
         # string: the key of the MAC in ids
         "secret": "dr:secret",
         # pub/sub: a job changed; the message is "revision status"

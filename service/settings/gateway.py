@@ -14,6 +14,7 @@ from service.settings.egress import EgressSettings, FetchSettings
 from service.settings.groups import LogSettings, RedisSettings, StorageSettings, WebhookSettings
 from service.settings.reading import SettingsError, read_settings
 from service.settings.telemetry import MetricsSettings, TracingSettings
+from service.settings.uploads import UploadSettings
 
 MIB = 1 << 20
 DAY_S = 86_400
@@ -120,6 +121,7 @@ class GatewaySettings:
     http: HttpSettings
     auth: AuthSettings
     admission: AdmissionSettings
+    uploads: UploadSettings
     redis: RedisSettings
     storage: StorageSettings
     webhooks: WebhookSettings
@@ -146,6 +148,7 @@ class GatewaySettings:
             http=read_settings(HttpSettings),
             auth=read_settings(AuthSettings),
             admission=read_settings(AdmissionSettings),
+            uploads=read_settings(UploadSettings),
             redis=read_settings(RedisSettings),
             storage=read_settings(StorageSettings),
             webhooks=read_settings(WebhookSettings),

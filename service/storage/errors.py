@@ -32,7 +32,7 @@ class ObjectDamaged(StorageError):
     """The object's bytes are not those that were stored."""
 
 
-class StorageUnavailable(StorageError, Unavailable):
+class StorageUnavailable(Unavailable, StorageError):
     """The storage does not answer."""
 
 
