@@ -47,7 +47,7 @@ from service.jobs.uploads import UploadLimits, UploadStore
 from service.jobs.waiting import Waiters
 from service.net.egress import Egress, EgressRules
 from service.settings.egress import FetchSettings
-from service.settings.gateway import AdmissionSettings, GatewaySettings, HttpSettings
+from service.settings.gateway import AdmissionSettings, AuthSettings, GatewaySettings, HttpSettings
 from service.settings.reading import SettingsError
 from service.settings.telemetry import MetricsSettings
 from service.settings.uploads import UploadSettings
@@ -152,11 +152,6 @@ def _gateway(
     ids = IdSource(store)
     models = ModelDirectory(store, cache_s=settings.admission.models_cache_s)
     upload_store = UploadStore(client, _upload_limits(settings.uploads))
-    authenticator: Authenticator = LocalAuthenticator()
-    if settings.auth.auth == "keys":
-        authenticator = KeyAuthenticator(
-            client, cache_s=settings.auth.key_cache_s, failures_per_minute=settings.auth.auth_failures_per_minute
-        )
     limits = _picture_limits(settings.admission)
     submit = SubmitGeneration(
         store=store,
@@ -175,7 +170,7 @@ def _gateway(
     )
     watch = WatchGeneration(store=store, waiters=waiters, ids=ids)
     return Gateway(
-        authenticator=authenticator,
+        authenticator=_authenticator(settings.auth, client),
         submit=submit,
         batch=SubmitBatch(submit),
         watch=watch,
@@ -211,6 +206,12 @@ def _rules(admission: AdmissionSettings) -> SubmitRules:
 
 def _upload_limits(uploads: UploadSettings) -> UploadLimits:
     return UploadLimits(ttl_ms=1000 * uploads.ttl_s, unused=uploads.limit, unused_bytes=uploads.limit_bytes)
+
+
+def _authenticator(auth: AuthSettings, client: redis.asyncio.Redis) -> Authenticator:
+    if auth.auth == "none":
+        return LocalAuthenticator()
+    return KeyAuthenticator(client, cache_s=auth.key_cache_s, failures_per_minute=auth.auth_failures_per_minute)
 
 
 def _uploads(
