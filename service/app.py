@@ -33,6 +33,7 @@ from service.generations.pictures import PictureLimits
 from service.generations.places import TenantPlaces
 from service.generations.previews import SeePreview
 from service.generations.remote import FetchRules, RemotePictures
+from service.generations.rerun import RerunGeneration
 from service.generations.submit import SubmitGeneration, SubmitRules
 from service.generations.uploaded import UploadedPictures
 from service.generations.uploads import UploadRules, Uploads
@@ -173,6 +174,7 @@ def _gateway(
         authenticator=_authenticator(settings.auth, client),
         submit=submit,
         batch=SubmitBatch(submit),
+        rerun=RerunGeneration(submit=submit, watch=watch),
         watch=watch,
         follow=FollowGeneration(watch=watch, waiters=waiters, rules=_stream_rules(settings)),
         preview=SeePreview(store=store, watch=watch),

@@ -24,7 +24,7 @@ from PIL import Image
 from service.app import create_app
 from service.contract.catalog import Limits, ModelCard
 from service.contract.errors import FailureCode
-from service.contract.generation import CONTENT_TYPES, ResultImage, Timings
+from service.contract.generation import CONTENT_TYPES, Receipt, ResultImage, Timings
 from service.contract.job import Job, JobError, Status
 from service.contract.schedulers import SCHEDULERS
 from service.contract.worker import WorkerRecord
@@ -159,7 +159,7 @@ class Hand:
             time.sleep(0.01)
         return None
 
-    def draw(self, job: Job) -> bytes:
+    def draw(self, job: Job, *, model_sha256: str = SHAPES.sha256) -> bytes:
         """End a claimed job with a stored picture each; return the first one's bytes."""
         output = job.spec.output
         data = picture(job.spec.width, job.spec.height, output.format)
@@ -180,7 +180,8 @@ class Hand:
                     sha256=sha256,
                 )
             )
-        self._commit(job, Outcome(Status.SUCCEEDED, images=tuple(images), timings=Timings(gpu_s=0.5)))
+        receipt = Receipt(model_sha256=model_sha256, scheduler_config_sha256="1" * 64, device="cpu", dtype="float32")
+        self._commit(job, Outcome(Status.SUCCEEDED, tuple(images), Timings(gpu_s=0.5), receipt))
         return data
 
     def flag(self, job: Job) -> None:

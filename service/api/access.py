@@ -11,6 +11,7 @@ from service.tenants.scopes import SCOPES, Scope
 SCOPE_OF: Final[dict[str, Scope]] = {
     "createGeneration": "generate",
     "createGenerations": "generate",
+    "rerunGeneration": "generate",
     "cancelGeneration": "generate",
     "eraseGeneration": "generate",
     "createUpload": "generate",

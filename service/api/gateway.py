@@ -19,6 +19,7 @@ from service.generations.listing import ListGenerations
 from service.generations.models import ModelDirectory
 from service.generations.places import TenantPlaces
 from service.generations.previews import SeePreview
+from service.generations.rerun import RerunGeneration
 from service.generations.submit import SubmitGeneration
 from service.generations.uploads import Uploads
 from service.generations.usage import TellUsage
@@ -37,6 +38,7 @@ class Gateway:
     authenticator: Authenticator
     submit: SubmitGeneration
     batch: SubmitBatch
+    rerun: RerunGeneration
     watch: WatchGeneration
     follow: FollowGeneration
     preview: SeePreview

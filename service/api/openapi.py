@@ -16,6 +16,7 @@ from service.api.openapi_webhooks import COMPONENTS, webhooks
 from service.api.problems import Problem
 from service.api.webhook_resources import EndpointRequest, RotationRequest
 from service.generations.batch import BatchRequest
+from service.generations.rerun import RERUN_REQUEST
 from service.generations.uploads import UploadRequest
 from service.generations.webhook_message import WebhookMessage
 from service.settings.gateway import HttpSettings
@@ -46,7 +47,7 @@ def document(api: FastAPI) -> dict[str, Any]:
         [
             *(
                 (model, "validation")
-                for model in (BatchRequest, UploadRequest, RotationRequest, EndpointRequest, Problem)
+                for model in (BatchRequest, RERUN_REQUEST, UploadRequest, RotationRequest, EndpointRequest, Problem)
             ),
             (WebhookMessage, "serialization"),
         ],

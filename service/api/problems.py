@@ -42,6 +42,7 @@ class MethodNotAllowed(errors.RequestError):
 #: Most specific class first wins; a test asserts that every error of the service finds its line.
 STATUSES: dict[type[DarkroomError], HTTPStatus] = {
     errors.InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.ModelChanged: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.MalformedRequest: HTTPStatus.BAD_REQUEST,
     errors.RequestTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.RequestTimedOut: HTTPStatus.REQUEST_TIMEOUT,

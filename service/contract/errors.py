@@ -3,6 +3,7 @@
     DarkroomError
     ├── RequestError                 the caller can mend it
     │   ├── InvalidRequest           one or more fields are wrong
+    │   ├── ModelChanged             a rerun would draw another picture
     │   ├── MalformedRequest         the body is not JSON as we take it
     │   ├── RequestTooLarge
     │   ├── RequestTimedOut          the body did not arrive
@@ -115,6 +116,12 @@ class MalformedRequest(RequestError):
     """The body is not valid JSON."""
 
     code = "malformed_request"
+
+
+class ModelChanged(RequestError):
+    """The model is not the one that drew this generation, or is not served any more."""
+
+    code = "model_changed"
 
 
 class RequestTooLarge(RequestError):

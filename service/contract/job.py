@@ -134,6 +134,8 @@ class Job(BaseModel):
     receipt: Receipt | None = None
     error: JobError | None = None
     labels: dict[str, str] = Field(default_factory=dict)
+    #: The generation whose specification it repeats.
+    rerun_of: str | None = None
     #: The request that created it, for logs.
     request_id: str | None = None
     #: The span of that request (W3C Trace Context), which those of its executions are children of; absent = not traced.

@@ -132,6 +132,9 @@ class GenerationResource(_Resource):
     request: RequestResource
     receipt: Receipt | None
     labels: dict[str, str]
+    rerun_of: Annotated[
+        str | None, Field(description="The generation that it repeats; null where it was asked for by itself.")
+    ]
     urls: UrlsResource
 
 
@@ -187,6 +190,7 @@ def generation_resource(job: Job) -> GenerationResource:
         request=_request(job),
         receipt=job.receipt,
         labels=job.labels,
+        rerun_of=job.rerun_of,
         urls=UrlsResource(self=path, events=f"{path}/events", cancel=f"{path}/cancel"),
     )
 

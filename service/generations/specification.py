@@ -40,7 +40,8 @@ class Draft:
     cost: float
     #: JSON pointer of the request in the body; empty = the body itself.
     where: str = ""
-    #: Pictures of an earlier generation, by field, that are copied for this one.
+    #: The generation that it repeats, and whose pictures, by field, are copied for it.
+    rerun_of: str | None = None
     copied: Mapping[str, StoredInput] = field(default_factory=dict)
 
     @property

@@ -118,7 +118,7 @@ class SubmitGeneration:
                 for pool in {each.card.pool for each in drafts}:
                     await self._admission.check(pool)
                 jobs = self._jobs(await self._ids.ids(), caller, drafts, request_id)
-                if call and any(each.request.refers_to_pictures for each in drafts):
+                if call and any(each.copied or each.request.refers_to_pictures for each in drafts):
                     # What they refer to may be gone by now, and costs more than the question.
                     earlier = await self._store.recall(caller.tenant, _idempotency(call, 0))
                     if earlier:
@@ -161,6 +161,7 @@ class SubmitGeneration:
             finish_by_ms=_after(now_ms, request.finish_within_s),
             retain_ms=1000 * (request.retain_s or self._rules.retain_s),
             labels=request.labels or {},
+            rerun_of=drafted.rerun_of,
             request_id=request_id,
             traceparent=current_traceparent(),
         )

@@ -91,6 +91,27 @@ def test_image_i_of_several_is_the_one_of_seed_plus_i(client: httpx.Client) -> N
     assert picture(client, several, 1) == picture(client, alone)
 
 
+def test_a_deterministic_rerun_is_the_same_picture_to_the_bit_also_in_company(client: httpx.Client) -> None:
+    inputs = {"image": encoded(Image.effect_noise((64, 64), 80)), "mask": encoded(Image.new("L", (64, 64), 255))}
+    first = draw(client, task="inpaint", steps=12, strength=0.9, deterministic=True, seed=11, num_images=2, **inputs)
+    data = [picture(client, first, index) for index in range(2)]
+    location = f"/v1/generations/{first['id']}"
+    company = [client.post("/v1/generations", json={"prompt": "x", "steps": 20}).json() for _ in range(3)]
+    rerun = client.post(f"{location}/rerun")
+    assert rerun.status_code == 202, rerun.text
+    # The copies of the inputs outlive the original.
+    assert client.delete(location).status_code == 204
+    again = client.get(rerun.headers["Location"], headers={"Prefer": "wait=60"}).json()
+    assert again["status"] == "succeeded", again
+    assert [picture(client, again, index) for index in range(2)] == data
+    assert again["rerun_of"] == first["id"]
+    assert again["receipt"] == first["receipt"]
+    assert again["request"] == first["request"]
+    for each in company:
+        done = client.get(f"/v1/generations/{each['id']}", headers={"Prefer": "wait=60"}).json()
+        assert done["status"] == "succeeded"
+
+
 def test_a_red_circle_on_a_blue_background_is_one(client: httpx.Client) -> None:
     data = picture(client, draw(client, prompt="a red circle on a blue background", seed=3))
     image = opened(data).convert("RGB")

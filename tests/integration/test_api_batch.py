@@ -132,6 +132,7 @@ async def test_many_gateways_make_one_batch_of_one_key(settings: GatewaySettings
     body = {"requests": [{"prompt": f"p{n}", "model": "shapes"} for n in range(5)]}
     async with serving(settings, key=key) as one, serving(settings, key=key) as two:
         replies = await asyncio.gather(*((one, two)[n % 2].post(PATH, json=body, headers=KEY) for n in range(6)))
+        assert [reply.status_code for reply in replies] == [202] * 6, [reply.text for reply in replies]
         ids = {tuple(each["id"] for each in reply.json()["data"]) for reply in replies}
         assert len(ids) == 1
         assert sorted(reply.headers.get("idempotency-replayed", "") for reply in replies) == [""] + ["true"] * 5
@@ -143,6 +144,7 @@ async def test_many_gateways_make_one_batch_of_one_key(settings: GatewaySettings
         redis_client.hdel("dr:models", "shapes")
         await asyncio.sleep(1.1)
         again = await two.post(PATH, json=body, headers=KEY)
+        assert again.status_code == 202, again.text
         assert {tuple(each["id"] for each in again.json()["data"])} == ids
         show_models(redis_client, SHAPES, EMOJI)
         await asyncio.sleep(1.1)
