@@ -54,7 +54,8 @@ class RemotePictures:
         self._turns = asyncio.Semaphore(rules.at_once)
         # Kept while somebody of the tenant holds one or waits for it.
         self._turns_of_tenants: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._held_bytes = 0
+        #: Bytes of pictures that are fetched, or were and are not stored yet.
+        self.held_bytes = 0
 
     async def read(self, tenant: str, url: str) -> Picture:
         """Return the picture at a URL. Raises `PictureRefused`; `LimitReached` or `Overloaded` where no turn came."""
@@ -65,9 +66,9 @@ class RemotePictures:
     async def _fetched(self, url: str) -> bytes:
         max_bytes = self._limits.max_bytes
         # For all that it may turn out to be.
-        if self._held_bytes + max_bytes > self._rules.held_bytes:
+        if self.held_bytes + max_bytes > self._rules.held_bytes:
             raise Overloaded("As many pictures as this server holds are being fetched.", retry_after_s=2)
-        self._held_bytes += max_bytes
+        self.held_bytes += max_bytes
         held_bytes = 0
         try:
             data = await self._egress.fetch(url, max_bytes=max_bytes, deadline_s=self._rules.timeout_s)
@@ -78,7 +79,7 @@ class RemotePictures:
             log.info("picture_not_fetched", reason=err.reason, answered=err.status)
             raise PictureRefused(self._message(err)) from None
         finally:
-            self._held_bytes -= max_bytes - held_bytes
+            self.held_bytes -= max_bytes - held_bytes
         return data
 
     async def _picture(self, data: bytes) -> Picture:
@@ -93,7 +94,7 @@ class RemotePictures:
         return picture
 
     def _release(self, size: int) -> None:
-        self._held_bytes -= size
+        self.held_bytes -= size
 
     def _message(self, err: EgressFailed) -> str:
         match err.reason:

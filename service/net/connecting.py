@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
-from typing import cast
+from typing import Any, cast
 
 import httpcore
 
@@ -26,6 +27,10 @@ _LOOKUPS = 32
 _NEXT_ADDRESS_S = 3.0
 #: Addresses of a name that are tried.
 _MOST_ADDRESSES = 6
+#: Bytes that may come before an answer's own header is whole: interim answers (1xx) are parsed without end otherwise.
+_HEAD_BYTES = 64 * 1024
+#: Bytes that are parsed in one go, as many as keep other calls waiting for some 10 ms where they are of the worst kind.
+_READ_BYTES = 16 * 1024
 
 
 class SystemResolver:
@@ -57,6 +62,19 @@ class Sockets(httpcore.AsyncNetworkBackend):
         # httpcore has another class of that name for machines without anyio.
         self._backend = cast("httpcore.AsyncNetworkBackend", httpcore.AnyIOBackend())
         self._opened: list[httpcore.AsyncNetworkStream] = []
+        self._head_bytes = 0
+        self._head_came = False
+
+    def head_came(self) -> None:
+        """Count no more: from now on the body's reader does."""
+        self._head_came = True
+
+    def read(self, size: int) -> None:
+        """Count bytes that came; raises `httpcore.RemoteProtocolError` for too many without an answer."""
+        if not self._head_came:
+            self._head_bytes += size
+            if self._head_bytes > _HEAD_BYTES:
+                raise httpcore.RemoteProtocolError
 
     async def connect_tcp(
         self,
@@ -69,7 +87,7 @@ class Sockets(httpcore.AsyncNetworkBackend):
         """Connect to a host; raises `httpcore.ConnectError` or `ConnectTimeout`."""
         stream = await self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
         self._opened.append(stream)
-        return stream
+        return _CountedStream(stream, self)
 
     async def sleep(self, seconds: float) -> None:
         """Wait; httpcore asks for it between retries."""
@@ -79,6 +97,36 @@ class Sockets(httpcore.AsyncNetworkBackend):
         """Close what is open still."""
         while self._opened:
             await self._opened.pop().aclose()
+
+
+class _CountedStream(httpcore.AsyncNetworkStream):
+    """A connection, encrypted or not, whose bytes are counted and read few at a time."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, sockets: Sockets) -> None:
+        self._stream = stream
+        self._sockets = sockets
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        data = await self._stream.read(min(max_bytes, _READ_BYTES), timeout)
+        self._sockets.read(len(data))
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore.AsyncNetworkStream:
+        return _CountedStream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._sockets)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
 
 
 class PinnedSockets(Sockets):

@@ -38,6 +38,8 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 #: Bytes and s of a receiver's answer that are read, so that it may finish its sentence; nobody looks at them.
 _ANSWER_BYTES = 16 * 1024
 _ANSWER_S = 2.0
+#: Parts of a chunked body: beyond so many, they have to have so many bytes on average.
+_FREE_PARTS, _PART_BYTES = 1000, 256
 #: s; what a receiver may ask for by Retry-After is cut to a week.
 _LONGEST_RETRY_S = 7 * 86_400
 
@@ -150,7 +152,7 @@ class Egress:
             if announced.isdigit() and int(announced) > max_bytes:
                 raise EgressFailed("too_large")
             body = bytearray()
-            async for part in response.aiter_stream():
+            async for part in _parts(response):
                 body += part
                 if len(body) > max_bytes:
                     raise EgressFailed("too_large")
@@ -192,6 +194,7 @@ class Egress:
         )
         try:
             async with connections.stream(method, where, headers=list(all_headers.items()), content=body) as response:
+                sockets.head_came()
                 yield response
         finally:
             await sockets.aclose()
@@ -247,12 +250,24 @@ async def _failing(deadline_s: float) -> AsyncIterator[None]:
         raise EgressFailed("protocol") from None
 
 
+async def _parts(response: httpcore.Response) -> AsyncIterator[bytes]:
+    """Yield what comes of a body; raises `EgressFailed` where it comes in crumbs: each costs us its parsing."""
+    count, size = 0, 0
+    async for part in response.aiter_stream():
+        count, size = count + 1, size + len(part)
+        if count > _FREE_PARTS and size < count * _PART_BYTES:
+            raise EgressFailed("protocol")
+        yield part
+
+
 async def _let_finish(response: httpcore.Response) -> None:
     """Read a little of an answer whose status is all that counts."""
     read = 0
-    with contextlib.suppress(TimeoutError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException):
+    with contextlib.suppress(
+        EgressFailed, TimeoutError, OSError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException
+    ):
         async with asyncio.timeout(_ANSWER_S):
-            async for part in response.aiter_stream():
+            async for part in _parts(response):
                 read += len(part)
                 if read > _ANSWER_BYTES:
                     break

@@ -238,6 +238,21 @@ async def informs(exchange: Exchange) -> None:
         await asyncio.sleep(0.01)
 
 
+async def informs_fast(exchange: Exchange) -> None:
+    while True:
+        await exchange.send(b"HTTP/1.1 102 Processing\r\n\r\n" * 1000)
+
+
+async def crumbs(exchange: Exchange) -> None:
+    await exchange.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    while True:
+        await exchange.send(b"1\r\nx\r\n" * 1000)
+
+
+async def switches(exchange: Exchange) -> None:
+    await exchange.send(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n" + b"x" * 1000)
+
+
 async def silence(exchange: Exchange) -> None:
     await asyncio.sleep(60)
 
@@ -281,6 +296,9 @@ async def not_found(exchange: Exchange) -> None:
         (trickle_head, "timeout"),
         (trickle_body, "timeout"),
         (informs, "timeout"),
+        (informs_fast, "protocol"),
+        (crumbs, "protocol"),
+        (switches, "protocol"),
         (silence, "timeout"),
         (heads, "protocol"),
         (bomb, "protocol"),
@@ -308,7 +326,7 @@ async def test_a_body_of_just_the_limit_is_taken(public: Site) -> None:
         assert await reason(client, f"http://{PUBLIC}:{public.port}/", max_bytes=5) == "too_large"
 
 
-@pytest.mark.parametrize("play", [endless, trickle_body, cut_off])
+@pytest.mark.parametrize("play", [endless, trickle_body, cut_off, crumbs])
 async def test_a_receiver_that_talks_on_is_not_listened_to(public: Site, play) -> None:
     public.plays["/"] = play
     async with egress(rules_for(public)) as client:
