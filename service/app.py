@@ -168,6 +168,7 @@ def _gateway(
         ids=ids,
         admission=Admission(memory=housekeeping, drains=DrainRates(store)),
         rules=_rules(settings.admission),
+        check_url=egress.check,
     )
     watch = WatchGeneration(store=store, waiters=waiters, ids=ids)
     return Gateway(

@@ -68,10 +68,11 @@ def _message(whole: Schema, kind: str, loc: tuple[str | int, ...], *, is_key: bo
         return "a label's name must have 1 to 63 characters of A-Z a-z 0-9 . _ - and begin with a letter or digit"
     if loc[0] == "labels" and len(loc) > 1:
         return "a label's value must be text of at most 256 characters without control characters"
-    return f"must be {_expected(whole, loc)}"
+    # What is wrong with an item is told of its list.
+    return f"must be {_expected(whole, loc[:-1] if loc and isinstance(loc[-1], int) else loc)}"
 
 
-def _expected(whole: Schema, loc: Sequence[str | int]) -> str:
+def _expected(whole: Schema, loc: Sequence[str | int]) -> str:  # noqa: C901 - one case per kind of schema
     """Say what a field of the request takes: its type, range and unit, from its own schema."""
     properties = _properties(whole, loc[:-1])
     schema = properties.get(str(loc[-1]), {})
@@ -95,6 +96,8 @@ def _expected(whole: Schema, loc: Sequence[str | int]) -> str:
             text = form[:1].lower() + form[1:].rstrip(".")
         case {"type": "string"}:
             text = "text that is not empty"
+        case {"type": "array", "items": {"enum": names}}:
+            text = f"a list of {option['minItems']} to {option['maxItems']} of {', '.join(names)}"
         case {"maxProperties": most}:
             text = f"an object of at most {most} pairs of text"
         case _:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from service.contract.events import WebhookEvent
 from service.contract.generation import SEED_MAX, ImageFormat, SigmaSpacing, Task
 from service.contract.job import Priority
 from service.net.urls import URL_MAX_CHARS
@@ -18,6 +19,7 @@ from service.net.urls import URL_MAX_CHARS
 WEEK_S = 7 * 86_400
 
 PROMPT_MAX_CHARS = 8000
+WEBHOOK_URL_MAX_CHARS = 2048
 LABELS_MAX = 16
 RETAIN_MAX_S = 10 * 365 * 86_400
 
@@ -84,6 +86,29 @@ class OutputRequest(_Strict):
     embed_parameters: Annotated[
         bool | None,
         Field(description="Write the request into the file, hidden prompts and all, for whoever gets it. Default: no."),
+    ] = None
+
+
+class WebhookRequest(_Strict):
+    """Where a generation's events are sent."""
+
+    url: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=WEBHOOK_URL_MAX_CHARS,
+            description="https, on a host of the public internet. This exact text is the endpoint.",
+            examples=["https://example.com/darkroom"],
+        ),
+    ]
+    events: Annotated[
+        list[WebhookEvent] | None,
+        Field(
+            min_length=1,
+            max_length=3,
+            description="`started`; `progress`, every 5 s at most; `completed`: it ended, in whichever way. "
+            "Default: `completed` alone.",
+        ),
     ] = None
 
 
@@ -172,6 +197,7 @@ class GenerationRequest(_Strict):
             description="How long the record and the pictures are kept after the end; the server may allow less.",
         ),
     ] = None
+    webhook: Annotated[WebhookRequest | None, Field(description="Be told what happens to it.")] = None
     labels: Annotated[
         dict[LabelName, LabelValue] | None,
         Field(max_length=LABELS_MAX, json_schema_extra=_unit("pairs"), description="Echoed back, and filterable."),
@@ -194,4 +220,6 @@ FOREIGN_FIELDS: dict[str, str] = {
     "n": "its name here is num_images",
     "init_image": "its name here is image",
     "mask_image": "its name here is mask",
+    "webhook_url": 'its name here is webhook: {"url": "…"}',
+    "webhook_events_filter": 'its name here is webhook: {"url": "…", "events": […]}',
 }

@@ -76,6 +76,13 @@ class InputResource(_Resource):
     sha256: str
 
 
+class WebhookResource(_Resource):
+    """Where its events are sent."""
+
+    url: str
+    events: list[str]
+
+
 class RequestResource(_Resource):
     """What is run, every default filled in."""
 
@@ -102,6 +109,7 @@ class RequestResource(_Resource):
     start_within_s: int | None
     finish_within_s: int | None
     retain_s: int
+    webhook: WebhookResource | None
 
 
 class UrlsResource(_Resource):
@@ -245,6 +253,7 @@ def _request(job: Job) -> RequestResource:
         start_within_s=_span_s(job.created_ms, job.start_by_ms),
         finish_within_s=_span_s(job.created_ms, job.finish_by_ms),
         retain_s=job.retain_ms // 1000,
+        webhook=(job.webhook_url and WebhookResource(url=job.webhook_url, events=list(job.webhook_events))) or None,
     )
 
 

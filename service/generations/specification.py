@@ -16,6 +16,7 @@ from service.contract.schedulers import ALIASES, OWN_SCHEDULER, SCHEDULERS
 from service.contract.steps import most_steps, steps_run
 from service.generations.field_errors import MAX_ERRORS, field_errors, nearest
 from service.generations.request import GenerationRequest
+from service.net.urls import UrlRefused
 
 #: Quality of JPEG and WebP where none is asked for: no artefact that one sees at 100 %, a third of the bytes of 100.
 DEFAULT_QUALITY = 90
@@ -65,12 +66,17 @@ class _Findings:
 
 
 def draft(
-    body: Mapping[str, Any], cards: Sequence[ModelCard], *, draw_seed: Callable[[int], int], retain_max_s: int
+    body: Mapping[str, Any],
+    cards: Sequence[ModelCard],
+    *,
+    draw_seed: Callable[[int], int],
+    retain_max_s: int,
+    check_url: Callable[[str], object],
 ) -> Draft:
     """Return the request with every default filled in.
 
-    `draw_seed(n)` returns a number in [0, n). Raises `InvalidRequest` with everything that is wrong at once, or
-    `Unavailable` where no model is registered at all.
+    `draw_seed(n)` returns a number in [0, n); `check_url` raises `UrlRefused` for what may not be called. Raises
+    `InvalidRequest` with everything that is wrong at once, or `Unavailable` where no model is registered at all.
     """
     if not cards:
         raise Unavailable("No worker has shown a model yet.")
@@ -82,9 +88,19 @@ def draft(
     spec = _specification(request, card, findings, draw_seed)
     if request.retain_s is not None and request.retain_s > retain_max_s:
         findings.add("/retain_s", f"must be at most {retain_max_s} s on this server")
+    _check_webhook(request, check_url, findings)
     if findings.errors:
         raise InvalidRequest(findings.errors[:MAX_ERRORS])
     return Draft(card, request, spec, cost=_cost(spec, card))
+
+
+def _check_webhook(request: GenerationRequest, check_url: Callable[[str], object], findings: _Findings) -> None:
+    if request.webhook is None:
+        return
+    try:
+        check_url(request.webhook.url)
+    except UrlRefused as err:
+        findings.add("/webhook/url", err.message)
 
 
 def _typed(body: Mapping[str, Any], findings: _Findings) -> GenerationRequest:

@@ -27,6 +27,7 @@ from service.generations.inputs import InputPictures
 from service.generations.models import ModelDirectory
 from service.generations.specification import Draft, draft
 from service.generations.staged import StagedInputs
+from service.generations.webhook_target import too_many_endpoints, webhook_fields
 from service.jobs.async_store import AsyncJobStore
 from service.jobs.commands import Idempotency, Submission, SubmitLimits
 from service.storage.keys import job_prefix
@@ -79,14 +80,17 @@ class SubmitGeneration:
         ids: IdSource,
         admission: Admission,
         rules: SubmitRules,
+        check_url: Callable[[str], object],
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
+        """`check_url` raises `UrlRefused` for what may not be called."""
         self._store = store
         self._inputs = inputs
         self._models = models
         self._ids = ids
         self._admission = admission
         self._rules = rules
+        self._check_url = check_url
         self._now_ms = now_ms
 
     async def submit(
@@ -101,7 +105,13 @@ class SubmitGeneration:
 
     def draft(self, body: Mapping[str, Any], cards: Sequence[ModelCard]) -> Draft:
         """Return the checked request of a body; raises `InvalidRequest` with every wrong field."""
-        return draft(body, cards, draw_seed=secrets.randbelow, retain_max_s=self._rules.retain_max_s)
+        return draft(
+            body,
+            cards,
+            draw_seed=secrets.randbelow,
+            retain_max_s=self._rules.retain_max_s,
+            check_url=self._check_url,
+        )
 
     async def submit_all(
         self, caller: Caller, drafting: Drafting, *, call: IdempotentCall | None, request_id: str
@@ -164,6 +174,7 @@ class SubmitGeneration:
             rerun_of=drafted.rerun_of,
             request_id=request_id,
             traceparent=current_traceparent(),
+            **webhook_fields(request),
         )
 
     async def _accept(
@@ -196,6 +207,8 @@ class SubmitGeneration:
                 raise QuotaExceeded(retry_after_s=submission.retry_after_s)
             case "tenant_full":
                 raise await self._admission.tenant_full(caller, len(sent))
+            case "endpoints_full":
+                raise too_many_endpoints()
             case "pool_full":
                 asked = sum(job.pool == submission.pool for job in sent)
                 raise await self._admission.pool_full(submission.pool, asked, self._rules.pool_queued)

@@ -17,14 +17,22 @@ from service.contract.steps import steps_run
 from service.generations.pictures import PictureLimits, PictureRefused, read_picture
 from service.generations.request import GenerationRequest
 from service.generations.specification import Draft, draft
+from service.net.urls import parse_url
 from tests.gateway import EMOJI, SHAPES, picture
 
 LIMITS = PictureLimits(max_bytes=100_000, max_side_px=512, max_pixels=200 * 200)
 ASSET = {"base64": "AAAA"}
+HOOK = "https://example.com/hook"
+
+
+def check_url(url: str) -> None:
+    parse_url(url, http=False, ports=(443,))
 
 
 def drafted(**fields: Any) -> Draft:
-    return draft({"prompt": "x", **fields}, [SHAPES, EMOJI], draw_seed=lambda n: n - 1, retain_max_s=1000)
+    return draft(
+        {"prompt": "x", **fields}, [SHAPES, EMOJI], draw_seed=lambda n: n - 1, retain_max_s=1000, check_url=check_url
+    )
 
 
 def errors(**fields: Any) -> dict[str, str]:
@@ -118,7 +126,7 @@ PARTICULAR = SHAPES.model_copy(
 
 def told_of(card: ModelCard, **fields: Any) -> dict[str, str]:
     try:
-        draft({"prompt": "x", **fields}, [card], draw_seed=lambda _: 0, retain_max_s=1000)
+        draft({"prompt": "x", **fields}, [card], draw_seed=lambda _: 0, retain_max_s=1000, check_url=check_url)
     except InvalidRequest as err:
         return {each.pointer: each.message for each in err.errors}
     return {}
@@ -182,7 +190,7 @@ def test_guidance_rescale_is_refused_in_tasks_that_have_no_use_for_it() -> None:
 
 def test_a_missing_prompt_does_not_hide_other_errors() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        draft({"steps": 51}, [SHAPES], draw_seed=lambda _: 0, retain_max_s=1000)
+        draft({"steps": 51}, [SHAPES], draw_seed=lambda _: 0, retain_max_s=1000, check_url=check_url)
     assert {each.pointer for each in caught.value.errors} == {"/prompt", "/steps"}
 
 
@@ -213,7 +221,7 @@ def test_cost_counts_rows_steps_and_area() -> None:
 def distilled(**fields: Any) -> Draft:
     """Draft for a model that reads its guidance as a number, as FLUX.1 dev does."""
     card = SHAPES.model_copy(update={"family": "flux", "unused_fields": ("negative_prompt",)})
-    return draft({"prompt": "x", **fields}, [card], draw_seed=lambda n: n - 1, retain_max_s=1000)
+    return draft({"prompt": "x", **fields}, [card], draw_seed=lambda n: n - 1, retain_max_s=1000, check_url=check_url)
 
 
 def test_a_distilled_model_takes_one_row_whatever_its_guidance() -> None:
@@ -236,7 +244,7 @@ def test_a_sampler_that_begins_from_noise_only_is_refused_for_a_picture() -> Non
 
 def test_without_models_there_is_nothing_to_check_against() -> None:
     with pytest.raises(Unavailable):
-        draft({"prompt": "x"}, [], draw_seed=lambda _: 0, retain_max_s=1000)
+        draft({"prompt": "x"}, [], draw_seed=lambda _: 0, retain_max_s=1000, check_url=check_url)
 
 
 ANYTHING = st.one_of(
@@ -249,7 +257,7 @@ ANYTHING = st.one_of(
 def test_any_body_is_a_draft_or_an_invalid_request(body: dict[str, Any]) -> None:
     told: list[FieldError] = []
     try:
-        draft(body, [SHAPES], draw_seed=lambda _: 0, retain_max_s=1000)
+        draft(body, [SHAPES], draw_seed=lambda _: 0, retain_max_s=1000, check_url=check_url)
     except InvalidRequest as err:
         told = err.errors
         assert told
@@ -301,7 +309,7 @@ WHOLE = SHAPES.model_copy(
 
 def of_whole(**fields: Any) -> Draft:
     body = {"prompt": "x", "model": "whole", **fields}
-    return draft(body, [SHAPES, WHOLE], draw_seed=lambda n: n - 1, retain_max_s=1000)
+    return draft(body, [SHAPES, WHOLE], draw_seed=lambda n: n - 1, retain_max_s=1000, check_url=check_url)
 
 
 @pytest.mark.parametrize(
@@ -332,3 +340,24 @@ def test_a_sampler_that_is_a_models_own_is_offered_by_that_model_alone() -> None
     with pytest.raises(InvalidRequest) as refused:
         of_whole(scheduler="euler")
     assert refused.value.errors == [FieldError("/scheduler", f"is not offered by the model whole: {OWN_SCHEDULER}")]
+
+
+@pytest.mark.parametrize(
+    ("webhook", "where", "allowed"),
+    [
+        ({}, "/webhook/url", "is required"),
+        ({"url": HOOK, "events": []}, "/webhook/events", "a list of 1 to 3 of started, progress, completed"),
+        ({"url": HOOK, "events": ["ended"]}, "/webhook/events/0", "a list of 1 to 3 of started, progress"),
+        ({"url": "https://example.com/" + "x" * 2048}, "/webhook/url", "text of 1 to 2048 characters"),
+        ({"url": "http://example.com/"}, "/webhook/url", "https"),
+        ({"url": "https://user:hunter2@example.com/"}, "/webhook/url", ""),
+        ({"url": "https://example.com:99/"}, "/webhook/url", ""),
+        ({"url": HOOK, "secret": "x"}, "/webhook/secret", "is not a field"),
+        ("https://example.com/", "/webhook", "an object with the fields url, events"),
+    ],
+)  # fmt: skip
+def test_webhooks_that_cannot_be_told_are_refused_at_their_field(webhook: Any, where: str, allowed: str) -> None:
+    told = errors(webhook=webhook)
+    assert list(told) == [where]
+    assert allowed in told[where]
+    assert "hunter2" not in told[where]
