@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import structlog
 from structlog.contextvars import bound_contextvars
 
 from service.contract.errors import Overloaded, Unavailable
-from service.jobs.outbox import Attempt, DueEvent, Room, WebhookOutbox
+from service.jobs.outbox import Attempt, DueEvent, Recorded, Room, WebhookOutbox
 from service.webhooks.delivery import Delivery
 from service.webhooks.schedule import FAILING_OFF_MS
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -105,32 +110,36 @@ class Sender:
         with bound_contextvars(event_id=event.id, endpoint=event.endpoint, tenant=tenant):
             try:
                 async with asyncio.timeout(self._rules.lease_ms / 1000):
-                    await self._record(event, await self._delivery.attempt(event))
-            except (Unavailable, Overloaded, TimeoutError):
-                # Not sent, or not recorded: it comes again when its lease has run out.
+                    attempt = await self._through_outages(lambda: self._delivery.attempt(event))
+                    record = partial(self._outbox.record, event, attempt, failing_off_ms=FAILING_OFF_MS)
+                    _tell(event, attempt, await self._through_outages(record))
+            except TimeoutError:
+                # Not sent, or not recorded: it goes to another, and its receiver may see it once more.
                 log.info("webhook_left_to_its_lease")
             except Exception:
                 log.exception("webhook_not_sent")
 
-    async def _record(self, event: DueEvent, attempt: Attempt) -> None:
-        """Record an attempt, for as long as the event is ours: else its receiver sees it once more."""
+    async def _through_outages(self, act: Callable[[], Awaitable[T]]) -> T:
+        """Return what `act` returns when Redis is there; all that it does may be repeated."""
         while True:
             with suppress(Unavailable, Overloaded):
-                recorded = await self._outbox.record(event, attempt, failing_off_ms=FAILING_OFF_MS)
-                break
+                return await act()
             await asyncio.sleep(_OUTAGE_PAUSE_S)
-        if attempt.verdict == "delivered":
-            log.info("webhook_delivered", status=attempt.status, duration_ms=attempt.duration_ms)
-        elif attempt.verdict == "unsent":
-            log.error("webhook_unsent", reason=attempt.reason)
-        else:
-            log.info(
-                "webhook_failed",
-                status=attempt.status,
-                reason=attempt.reason,
-                attempt=event.attempts + 1,
-                retry_ms=attempt.retry_ms,
-                outcome=recorded.outcome,
-            )
-        if recorded.disabled:
-            log.warning("webhook_endpoint_off", reason=recorded.disabled)
+
+
+def _tell(event: DueEvent, attempt: Attempt, recorded: Recorded) -> None:
+    if attempt.verdict == "delivered":
+        log.info("webhook_delivered", status=attempt.status, duration_ms=attempt.duration_ms)
+    elif attempt.verdict == "unsent":
+        log.error("webhook_unsent", reason=attempt.reason)
+    else:
+        log.info(
+            "webhook_failed",
+            status=attempt.status,
+            reason=attempt.reason,
+            attempt=event.attempts + 1,
+            retry_ms=attempt.retry_ms,
+            outcome=recorded.outcome,
+        )
+    if recorded.disabled:
+        log.warning("webhook_endpoint_off", reason=recorded.disabled)
