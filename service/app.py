@@ -29,6 +29,9 @@ from service.generations.inputs import InputPictures
 from service.generations.listing import ListGenerations
 from service.generations.models import ModelDirectory
 from service.generations.origins import BucketOrigins
+from service.generations.outlook.costs import CostBook
+from service.generations.outlook.forecaster import Forecaster
+from service.generations.outlook.reading import Outlooks
 from service.generations.pictures import PictureLimits
 from service.generations.places import TenantPlaces
 from service.generations.previews import SeePreview
@@ -44,6 +47,7 @@ from service.generations.webhooks import ManageWebhooks
 from service.jobs.async_store import AsyncJobStore
 from service.jobs.connection import connect_async
 from service.jobs.deliveries import AsyncDeliveries
+from service.jobs.forecasts import ForecastStore
 from service.jobs.uploads import UploadLimits, UploadStore
 from service.jobs.waiting import Waiters
 from service.net.egress import Egress, EgressRules
@@ -100,9 +104,10 @@ def create_app(
                     egress=egress,
                     threads=threads,
                 )
+                gateway: Gateway = app.state.gateway
                 origins = BucketOrigins(storage, settings.uploads.origin_list, threads)
                 origins.start()
-                async with _measured(metrics, app.state.gateway, waiters, housekeeping):
+                async with _measured(metrics, gateway, waiters, housekeeping), _looking_ahead(client, gateway):
                     yield
                 await origins.stop()
             await housekeeping.stop()
@@ -139,6 +144,19 @@ async def _measured(
         await vitals.stop()
 
 
+@asynccontextmanager
+async def _looking_ahead(client: redis.asyncio.Redis, gateway: Gateway) -> AsyncIterator[None]:
+    """Keep the outlooks of a gateway until the block ends."""
+    forecaster = Forecaster(
+        store=ForecastStore(client), models=gateway.models, costs=gateway.costs, outlooks=gateway.outlooks
+    )
+    forecaster.start()
+    try:
+        yield
+    finally:
+        await forecaster.stop()
+
+
 def _gateway(
     settings: GatewaySettings,
     client: redis.asyncio.Redis,
@@ -171,18 +189,21 @@ def _gateway(
         check_url=egress.check,
     )
     watch = WatchGeneration(store=store, waiters=waiters, ids=ids)
+    outlooks = Outlooks()
     return Gateway(
         authenticator=_authenticator(settings.auth, client),
         submit=submit,
         batch=SubmitBatch(submit),
         rerun=RerunGeneration(submit=submit, watch=watch),
         watch=watch,
-        follow=FollowGeneration(watch=watch, waiters=waiters, rules=_stream_rules(settings)),
+        follow=FollowGeneration(watch=watch, waiters=waiters, outlooks=outlooks, rules=_stream_rules(settings)),
         preview=SeePreview(store=store, watch=watch),
         cancel=CancelGeneration(store=store, ids=ids),
         erase=EraseGeneration(store=store, ids=ids),
         listing=ListGenerations(store),
         models=models,
+        outlooks=outlooks,
+        costs=CostBook(store),
         usage=TellUsage(store),
         webhooks=ManageWebhooks(
             deliveries=AsyncDeliveries(client), secrets=WebhookSecrets(client, Sealer(settings.webhooks.keys))

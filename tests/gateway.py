@@ -136,6 +136,11 @@ def picture(width_px: int = 64, height_px: int = 64, image_format: str = "png", 
     return file.getvalue()
 
 
+def lasting(resource: dict[str, Any]) -> dict[str, Any]:
+    """Return a generation without what is only expected of it, which changes by itself."""
+    return {name: value for name, value in resource.items() if name != "queue"}
+
+
 class Hand:
     """Does what a worker does to jobs, without drawing."""
 

@@ -49,7 +49,7 @@ async def create_generations(request: Request) -> Response:
     body = await json_object(request)
     call = idempotent(request, BATCH_PATH, body)
     submitted = await gateway.batch.submit(caller, body, call=call, request_id=request_id_of(request))
-    batch = GenerationBatch(data=[generation_resource(job) for job in submitted.jobs])
+    batch = GenerationBatch(data=[generation_resource(job, gateway.outlooks.of(job)) for job in submitted.jobs])
     response = Response(batch.model_dump_json(), status_code=202, media_type="application/json")
     response.headers.update(rate_headers(submitted.rate))
     if submitted.replayed:

@@ -140,7 +140,7 @@ def _lines(told: Told | None) -> bytes:
     if told.job is None:
         # Without an `id`: the caller's last one stays.
         return f"event: {told.name}\ndata: {json.dumps({'id': told.generation_id})}\n\n".encode()
-    data = generation_resource(told.job).model_dump_json().translate(_LINE_ENDS)
+    data = generation_resource(told.job, told.outlook).model_dump_json().translate(_LINE_ENDS)
     return f"id: {told.job.revision}\nevent: {told.name}\ndata: {data}\n\n".encode()
 
 

@@ -18,6 +18,7 @@ from service.contract.catalog import Limits, ModelCard
 from service.contract.generation import GenerationSpec, Receipt, ResultImage, Timings
 from service.contract.job import Job, Status
 from service.contract.schedulers import SCHEDULERS
+from service.generations.outlook.reading import Outlook
 from service.generations.resource import GenerationBatch, GenerationPage, generation_resource
 from service.generations.uploads import OpenForm
 from service.generations.webhook_message import webhook_message
@@ -106,7 +107,8 @@ _QUEUED = generation_resource(
         _JOB.model_dump(
             include={"id", "tenant", "pool", "model", "spec", "object_prefix", "created_ms", "retain_ms", "labels"}
         )
-    )
+    ),
+    Outlook(position=4, start_s=6.2, finish_s=8.4),
 )
 
 _UPLOAD = UploadRecord(

@@ -17,6 +17,8 @@ from service.generations.erase import EraseGeneration
 from service.generations.following import FollowGeneration
 from service.generations.listing import ListGenerations
 from service.generations.models import ModelDirectory
+from service.generations.outlook.costs import CostBook
+from service.generations.outlook.reading import Outlooks
 from service.generations.places import TenantPlaces
 from service.generations.previews import SeePreview
 from service.generations.rerun import RerunGeneration
@@ -46,6 +48,8 @@ class Gateway:
     erase: EraseGeneration
     listing: ListGenerations
     models: ModelDirectory
+    outlooks: Outlooks
+    costs: CostBook
     usage: TellUsage
     webhooks: ManageWebhooks
     uploads: Uploads

@@ -97,7 +97,7 @@ async def create_generation(request: Request) -> Response:
     if accepted and finished:
         response = await picture_response(gateway, job, accepted)
     else:
-        response = _json(generation_resource(job), 200 if finished else 202)
+        response = _json(generation_resource(job, gateway.outlooks.of(job)), 200 if finished else 202)
         response.headers["Location"] = generation_path(job.id)
     response.headers["Vary"] = "Accept, Prefer"
     response.headers.update(rate_headers(submitted.rate))
@@ -121,7 +121,8 @@ async def list_generations(request: Request) -> Response:
     """Answer with one page of the caller's generations."""
     gateway, caller = gateway_of(request), await caller_of(request)
     page = await gateway.listing.page(caller.tenant, listing_query(request.query_params.multi_items()))
-    return _json(GenerationPage(data=[generation_resource(job) for job in page.jobs], next_cursor=page.next))
+    data = [generation_resource(job, gateway.outlooks.of(job)) for job in page.jobs]
+    return _json(GenerationPage(data=data, next_cursor=page.next))
 
 
 @router.get(
@@ -140,7 +141,7 @@ async def get_generation(request: Request) -> Response:
     if wait_s > 0 and not job.ended:
         with gateway.wait_places.place(caller.tenant):
             job = await while_connected(request, gateway.watch.ended(caller.tenant, generation_id, wait_s))
-    response = _json(generation_resource(job))
+    response = _json(generation_resource(job, gateway.outlooks.of(job)))
     response.headers["Vary"] = "Prefer"
     applied = prefer.applied(wait_s, finished=job.ended)
     if applied:
@@ -160,7 +161,8 @@ async def cancel_generation(request: Request) -> Response:
     """Cancel; a body is not needed, and if one comes it is an empty object."""
     gateway, caller, generation_id = gateway_of(request), await caller_of(request), _generation_id(request)
     await no_fields(request)
-    return _json(generation_resource(await gateway.cancel.cancel(caller.tenant, generation_id)))
+    job = await gateway.cancel.cancel(caller.tenant, generation_id)
+    return _json(generation_resource(job, gateway.outlooks.of(job)))
 
 
 @router.delete(

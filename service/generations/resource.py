@@ -21,6 +21,7 @@ from service.contract.generation import (
 )
 from service.contract.job import Job, Priority, Status
 from service.generations.ids import ID_PATTERN
+from service.generations.outlook.reading import Outlook
 
 #: Where generations live, without a trailing slash.
 GENERATIONS_PATH = "/v1/generations"
@@ -28,6 +29,20 @@ GENERATIONS_PATH = "/v1/generations"
 
 class _Resource(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class QueueResource(_Resource):
+    """Where a waiting generation stands. An estimate: whoever comes meanwhile with more right to it goes first."""
+
+    position: Annotated[
+        int | None, Field(ge=1, description="1 = next. Over all tenants that share its workers. null: not known yet.")
+    ]
+    estimated_start_s: Annotated[
+        float | None, Field(ge=0, description="s from now; null while nothing is known of the workers' pace.")
+    ]
+    estimated_finish_s: Annotated[
+        float | None, Field(ge=0, description="s from now, the time that it takes to draw included.")
+    ]
 
 
 class ProgressResource(_Resource):
@@ -43,6 +58,9 @@ class ProgressResource(_Resource):
     preview_url: Annotated[
         str | None, Field(description="What the first picture looks like so far; null until there is something to see.")
     ]
+    estimated_finish_s: Annotated[
+        float | None, Field(ge=0, description="An estimate, s from now; null while nothing is known.")
+    ] = None
 
 
 class ImageResource(_Resource):
@@ -133,6 +151,7 @@ class GenerationResource(_Resource):
     started_at: datetime | None
     finished_at: datetime | None
     expires_at: Annotated[datetime | None, Field(description="When the record and the pictures are erased.")]
+    queue: Annotated[QueueResource | None, Field(description="While queued. Changes without a new revision.")] = None
     progress: Annotated[ProgressResource | None, Field(description="While running.")]
     images: list[ImageResource]
     error: ErrorResource | None
@@ -176,8 +195,8 @@ def preview_path(job_id: str) -> str:
     return f"{GENERATIONS_PATH}/{job_id}/preview"
 
 
-def generation_resource(job: Job) -> GenerationResource:
-    """Return what a caller sees of a job."""
+def generation_resource(job: Job, outlook: Outlook | None = None) -> GenerationResource:
+    """Return what a caller sees of a job; without an outlook nothing is said of what is to come."""
     path = generation_path(job.id)
     error = job.error
     return GenerationResource(
@@ -191,7 +210,8 @@ def generation_resource(job: Job) -> GenerationResource:
         started_at=_moment_or_none(job.started_ms),
         finished_at=_moment_or_none(job.finished_ms),
         expires_at=_moment_or_none(job.expires_ms),
-        progress=_progress(job),
+        queue=_queue(job, outlook),
+        progress=_progress(job, outlook),
         images=[_image(job.id, image) for image in job.images],
         error=error and ErrorResource(code=error.code, message=error.message, retryable=error.retryable),
         timings=job.timings,
@@ -216,7 +236,15 @@ def _image(job_id: str, image: ResultImage) -> ImageResource:
     )
 
 
-def _progress(job: Job) -> ProgressResource | None:
+def _queue(job: Job, outlook: Outlook | None) -> QueueResource | None:
+    if job.status is not Status.QUEUED or outlook is None:
+        return None
+    return QueueResource(
+        position=outlook.position, estimated_start_s=outlook.start_s, estimated_finish_s=outlook.finish_s
+    )
+
+
+def _progress(job: Job, outlook: Outlook | None) -> ProgressResource | None:
     if job.status is not Status.RUNNING:
         return None
     step, steps = job.progress_step, job.progress_steps
@@ -224,7 +252,14 @@ def _progress(job: Job) -> ProgressResource | None:
     phase = next((known for known in get_args(Phase) if known == job.phase), None)
     fraction = min(1.0, step / steps) if steps else 0.0
     preview_url = preview_path(job.id) if job.previewed else None
-    return ProgressResource(phase=phase, step=step, steps=steps, fraction=fraction, preview_url=preview_url)
+    return ProgressResource(
+        phase=phase,
+        step=step,
+        steps=steps,
+        fraction=fraction,
+        preview_url=preview_url,
+        estimated_finish_s=outlook and outlook.finish_s,
+    )
 
 
 def _request(job: Job) -> RequestResource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -248,7 +249,7 @@ class AsyncJobStore:
             if await self._redis.hlen(name) > OVERGROWN:
                 return ()
             stored = await cast("Awaitable[dict[str, str]]", self._redis.hgetall(name))
-        return read_entries(stored, now_s=int(time.time())).costs
+        return (await asyncio.to_thread(read_entries, stored, now_s=int(time.time()))).costs
 
     async def secret(self) -> bytes:
         """Return the 32 bytes that key the MAC in ids: made once, the same for every gateway."""

@@ -84,6 +84,10 @@ KEYS: MappingProxyType[str, str] = MappingProxyType(
         "upload": "dr:upload:%s",
         # zset "upload bytes" → when it expires, ms: uploads of a tenant that no generation has used
         "tenant_uploads": "dr:tenant:%s:uploads",
+        # string: the process that looks ahead for all gateways, under a lease
+        "forecaster": "dr:forecaster",
+        # string, JSON (`service.contract.forecast`): what lies ahead of waiting and running jobs; good for seconds
+        "forecast": "dr:forecast",
         # string: the key of the MAC in ids
         "secret": "dr:secret",
         # pub/sub: a job changed; the message is "revision status"

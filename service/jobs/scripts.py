@@ -38,6 +38,9 @@ ScriptName = Literal[
     "census",
     "switch_endpoint",
     "redeliver",
+    "forecaster",
+    "publish",
+    "survey",
 ]
 SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = get_args(ScriptName)
 
@@ -82,6 +85,17 @@ LIMITS: Final[dict[str, int]] = {
     "damaged_pause_ms": 60_000,
     # ms for which a receiver may ask to be left alone, at most.
     "hold_max_ms": 3_600_000,
+    # Bytes of a forecast, by far; what is longer is none of ours.
+    "forecast_bytes": 1 << 20,
+    # What a survey looks at, at most: running jobs, agents, pools, and of each class tenants, first jobs of all of them
+    # together, of each, and jobs further back. With 200 tenants some 2 000 commands, 5 ms.
+    "survey_running": 1000,
+    "survey_agents": 256,
+    "survey_pools": 32,
+    "survey_tenants": 256,
+    "survey_jobs": 512,
+    "survey_heads": 4,
+    "survey_spread": 512,
 }
 
 

@@ -39,6 +39,11 @@ class JobWatch:
         """Have the wait return, the present one or the next."""
         self._event.set()
 
+    @property
+    def is_woken(self) -> bool:
+        """Whether something woke it since `clear`."""
+        return self._event.is_set()
+
     def clear(self) -> None:
         """Forget what woke; call it before the document is read, so that no later change is missed."""
         self._event.clear()

@@ -15,7 +15,17 @@ from service.settings.gateway import GatewaySettings
 from service.storage.s3 import ObjectStorage
 from service.tenants.records import TenantLimits
 from service.tenants.store import TenantStore
-from tests.gateway import EMOJI, SHAPES, Hand, gateway_settings, make_key, picture, serving, show_models
+from tests.gateway import (
+    EMOJI,
+    SHAPES,
+    Hand,
+    gateway_settings,
+    lasting,
+    make_key,
+    picture,
+    serving,
+    show_models,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -52,7 +62,7 @@ async def test_each_request_becomes_a_generation_of_its_own_in_its_place(
     assert (data[0]["labels"], data[0]["request"]["seed"], data[0]["request"]["retain_s"]) == ({"order": "12"}, 7, 3600)
     assert (data[1]["model"], data[1]["request"]["finish_within_s"]) == ("emoji", 60)
     for each in data:
-        assert (await api.get(each["urls"]["self"])).json() == each
+        assert lasting((await api.get(each["urls"]["self"])).json()) == lasting(each)
     listed = (await api.get("/v1/generations")).json()["data"]
     assert [each["id"] for each in listed] == [each["id"] for each in reversed(data)]
     # By priority, then in their order; and each finds its own pictures.
