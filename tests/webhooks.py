@@ -15,6 +15,7 @@ from redis.asyncio import Redis as AsyncRedis
 from service.jobs.keys import key
 from service.jobs.outbox import WebhookOutbox
 from service.net.egress import Egress, EgressRules
+from service.telemetry.tracing import NO_TRACER
 from service.tenants.sealing import Sealer
 from service.tenants.webhook_secrets import WebhookSecrets
 from service.webhooks.delivery import Delivery
@@ -80,7 +81,13 @@ async def sending(url: str, clock: QueueClock, *sites: Site, **more: Any) -> Asy
         now_ms=clock,
         chance=lambda: 0.5,
     )
-    sender = Sender(outbox=WebhookOutbox(client, clock=clock), delivery=delivery, rules=more.get("rules", RULES))
+    sender = Sender(
+        outbox=WebhookOutbox(client, clock=clock),
+        delivery=delivery,
+        rules=more.get("rules", RULES),
+        metrics=more.get("metrics"),
+        tracer=more.get("tracer", NO_TRACER),
+    )
     try:
         yield SenderDrive(sender, client, clock)
     finally:

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from service.contract.job import Job
 from service.jobs import documents
+from service.jobs.keys import key
 from service.jobs.outages import as_unavailable
 from service.jobs.scripts import ScriptName, script_text
 
@@ -101,6 +102,7 @@ class WebhookOutbox:
 
     def __init__(self, redis: Redis, *, clock: Callable[[], int] | None = None) -> None:
         self._clock = clock
+        self._redis = redis
         self._scripts = {name: redis.register_script(script_text(name)) for name in _SCRIPTS}
 
     async def _run(self, name: ScriptName, *arguments: str | int) -> object:
@@ -130,6 +132,18 @@ class WebhookOutbox:
         )
         outcome, disabled = cast("Sequence[str]", reply)
         return Recorded(cast("RecordOutcome", outcome), cast("DisabledReason", disabled) if disabled else None)
+
+    async def lag_s(self) -> float:
+        """Return for how long the endpoint that is due first has been due, s; one that is full counts as due later."""
+        with as_unavailable():
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.zrange(key("outbox"), 0, 0, withscores=True)
+            pipe.time()
+            first, (seconds, microseconds) = cast(
+                "tuple[list[tuple[str, float]], tuple[int, int]]", await pipe.execute()
+            )
+        now_ms = 1000 * seconds + microseconds / 1000 if self._clock is None else self._clock()
+        return max(0.0, now_ms - first[0][1]) / 1000 if first else 0.0
 
 
 def _due_event(entry: Sequence[object]) -> DueEvent:

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.settings.egress import EgressSettings
 from service.settings.groups import LogSettings, RedisSettings, WebhookSettings
 from service.settings.reading import read_settings
+from service.settings.telemetry import MetricsSettings, TracingSettings
 
 
 class DeliverySettings(BaseSettings):
@@ -45,6 +46,8 @@ class SenderSettings:
     egress: EgressSettings
     redis: RedisSettings
     log: LogSettings
+    metrics: MetricsSettings
+    tracing: TracingSettings
 
     @classmethod
     def from_environment(cls) -> SenderSettings:
@@ -55,4 +58,6 @@ class SenderSettings:
             egress=read_settings(EgressSettings),
             redis=read_settings(RedisSettings),
             log=read_settings(LogSettings),
+            metrics=read_settings(MetricsSettings),
+            tracing=read_settings(TracingSettings),
         )

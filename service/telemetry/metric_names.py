@@ -46,6 +46,17 @@ DEADLINES_PASSED: Final = "darkroom_deadlines_passed_total"
 #: Counter: bells that were rung anew for jobs that wait.
 BELLS_RUNG: Final = "darkroom_bells_rung_total"
 
+# ── sender ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+#: Counter, by `outcome` (`delivered`, `failed`, `gone`, `unsent`): attempts to deliver an event.
+WEBHOOK_DELIVERIES: Final = "darkroom_webhook_deliveries_total"
+#: Histogram, s: how long before its delivery an event happened.
+WEBHOOK_AGE_SECONDS: Final = "darkroom_webhook_delivery_age_seconds"
+#: Gauge, s: for how long the event that is due first has been due. Every sender shows the same: take the maximum.
+WEBHOOK_LAG_SECONDS: Final = "darkroom_webhook_lag_seconds"
+#: Counter, by `reason` (`gone`, `failing`): endpoints that were switched off.
+WEBHOOK_ENDPOINTS_OFF: Final = "darkroom_webhook_endpoints_off_total"
+
 # ── worker ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 #: Counter, by `model` and `kind` of call: calls that an engine made, each for one request or several.

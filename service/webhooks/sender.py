@@ -14,6 +14,8 @@ from structlog.contextvars import bound_contextvars
 
 from service.contract.errors import Overloaded, Unavailable
 from service.jobs.outbox import Attempt, DueEvent, Recorded, Room, WebhookOutbox
+from service.telemetry.sender_metrics import SenderMetrics
+from service.telemetry.tracing import NO_TRACER, Span, Tracer
 from service.webhooks.delivery import Delivery
 from service.webhooks.schedule import FAILING_OFF_MS
 
@@ -48,7 +50,18 @@ class SenderRules:
 class Sender:
     """One process' part of the sending."""
 
-    def __init__(self, *, outbox: WebhookOutbox, delivery: Delivery, rules: SenderRules) -> None:
+    def __init__(
+        self,
+        *,
+        outbox: WebhookOutbox,
+        delivery: Delivery,
+        rules: SenderRules,
+        metrics: SenderMetrics | None = None,
+        tracer: Tracer = NO_TRACER,
+    ) -> None:
+        """`metrics`: None = nothing is counted."""
+        self._metrics = metrics
+        self._tracer = tracer
         self._outbox = outbox
         self._delivery = delivery
         self._rules = rules
@@ -106,18 +119,36 @@ class Sender:
             _, late = await asyncio.wait(late, timeout=0.1)
 
     async def _send(self, event: DueEvent) -> None:
-        tenant = event.job.tenant if event.job else None
-        with bound_contextvars(event_id=event.id, endpoint=event.endpoint, tenant=tenant):
+        span = self._span(event)
+        with bound_contextvars(**_log_fields(event, span)):
             try:
                 async with asyncio.timeout(self._rules.lease_ms / 1000):
                     attempt = await self._through_outages(lambda: self._delivery.attempt(event))
+                    span.set({"darkroom.outcome": attempt.verdict})
                     record = partial(self._outbox.record, event, attempt, failing_off_ms=FAILING_OFF_MS)
-                    _tell(event, attempt, await self._through_outages(record))
+                    self._tell(event, attempt, await self._through_outages(record))
             except TimeoutError:
                 # Not sent, or not recorded: it goes to another, and its receiver may see it once more.
                 log.info("webhook_left_to_its_lease")
             except Exception:
                 log.exception("webhook_not_sent")
+            finally:
+                span.end()
+
+    def _span(self, event: DueEvent) -> Span:
+        """Begin the span of an attempt: a trace of its own, as some come days later, linked to that of the job."""
+        job = event.job
+        return self._tracer.start(
+            "webhook",
+            kind="client",
+            links=(job.traceparent,) if job else (),
+            attributes={
+                "darkroom.event_id": event.id,
+                "darkroom.event_type": event.type,
+                "darkroom.attempt": event.attempts + 1,
+                **({"darkroom.job_id": job.id, "darkroom.tenant": job.tenant} if job else {}),
+            },
+        )
 
     async def _through_outages(self, act: Callable[[], Awaitable[T]]) -> T:
         """Return what `act` returns when Redis is there; all that it does may be repeated."""
@@ -126,20 +157,33 @@ class Sender:
                 return await act()
             await asyncio.sleep(_OUTAGE_PAUSE_S)
 
+    def _tell(self, event: DueEvent, attempt: Attempt, recorded: Recorded) -> None:
+        """Count an attempt, and write down what came of it."""
+        if self._metrics is not None:
+            age_s = (attempt.at_ms + attempt.duration_ms - event.created_ms) / 1000
+            self._metrics.attempted(attempt.verdict, age_s=age_s, switched_off=recorded.disabled)
+        if attempt.verdict == "delivered":
+            log.info("webhook_delivered", status=attempt.status, duration_ms=attempt.duration_ms)
+        elif attempt.verdict == "unsent":
+            log.error("webhook_unsent", reason=attempt.reason)
+        else:
+            log.info(
+                "webhook_failed",
+                status=attempt.status,
+                reason=attempt.reason,
+                attempt=event.attempts + 1,
+                retry_ms=attempt.retry_ms,
+                outcome=recorded.outcome,
+            )
+        if recorded.disabled:
+            log.warning("webhook_endpoint_off", reason=recorded.disabled)
 
-def _tell(event: DueEvent, attempt: Attempt, recorded: Recorded) -> None:
-    if attempt.verdict == "delivered":
-        log.info("webhook_delivered", status=attempt.status, duration_ms=attempt.duration_ms)
-    elif attempt.verdict == "unsent":
-        log.error("webhook_unsent", reason=attempt.reason)
-    else:
-        log.info(
-            "webhook_failed",
-            status=attempt.status,
-            reason=attempt.reason,
-            attempt=event.attempts + 1,
-            retry_ms=attempt.retry_ms,
-            outcome=recorded.outcome,
-        )
-    if recorded.disabled:
-        log.warning("webhook_endpoint_off", reason=recorded.disabled)
+
+def _log_fields(event: DueEvent, span: Span) -> dict[str, str]:
+    """Return what every line about an attempt says."""
+    fields = {"event_id": event.id, "endpoint": event.endpoint}
+    if event.job:
+        fields |= {"tenant": event.job.tenant, "job_id": event.job.id}
+        if event.job.request_id:
+            fields["request_id"] = event.job.request_id
+    return fields | ({"trace_id": span.trace_id} if span.trace_id else {})

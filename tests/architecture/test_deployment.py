@@ -181,7 +181,7 @@ def test_what_is_mounted_lies_in_the_repository(services: dict[str, dict[str, An
     mounted = [volume.split(":")[0] for service in services.values() for volume in service.get("volumes", ())]
     folders = {source for source in mounted if source.startswith(".")}
     folders |= {config["file"] for config in compose["configs"].values() if "file" in config}
-    assert folders == {"./deploy/haproxy.cfg", "./deploy/valkey.conf", "./worker"}
+    assert folders == {"./deploy/haproxy.cfg", "./deploy/prometheus", "./deploy/valkey.conf", "./worker"}
     assert {source for source in folders if not (ROOT / source).exists()} == set()
     assert {source for source in mounted if not source.startswith(".")} == set(compose["volumes"])
     for service in services.values():
