@@ -11,6 +11,7 @@ import typer
 
 from service.cli.auditing import audit
 from service.cli.tenancy import keys, tenants
+from service.cli.webhooks import webhooks
 
 if TYPE_CHECKING:
     from service.cli.gateway_client import GatewayClient
@@ -26,6 +27,7 @@ models = typer.Typer(no_args_is_help=True, help="What can be drawn with.")
 app.add_typer(tenants, name="tenants")
 app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")
+app.add_typer(webhooks, name="webhooks")
 app.command()(audit)
 
 Url = Annotated[str | None, typer.Option(help="Address of the gateway [DARKROOM_URL].", show_default=False)]

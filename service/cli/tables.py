@@ -32,25 +32,25 @@ def printable(text: str) -> str:
 
 def models_table(models: Sequence[dict[str, Any]]) -> Table:
     """`GET /v1/models` for people."""
-    table = _table("Model", "Default", "Tasks", "Size (px)", "State", "Warm workers", "Description")
+    table = new_table("Model", "Default", "Tasks", "Size (px)", "State", "Warm workers", "Description")
     for model in models:
         size = f"{model['defaults']['width']} × {model['defaults']['height']}"
         default = "yes" if model["default"] else ""
         tasks, state = ", ".join(model["tasks"]), model.get("state", "")
-        _row(table, model["id"], default, tasks, size, state, model["workers"], model["description"])
+        add_row(table, model["id"], default, tasks, size, state, model["workers"], model["description"])
     return table
 
 
 def tenants_table(tenants: Sequence[Tenant]) -> Table:
     """Tenants and their limits."""
-    table = _table(
+    table = new_table(
         *("Tenant", "Name", "Weight", "Max. per minute", "Max. GPU s a day", "Max. queued", "Max. running"),
         *("Top priority", "Since"),
     )
     for each in tenants:
         limits = each.limits
         caps = (limits.max_requests_per_minute, limits.max_gpu_s_per_day, limits.max_queued, limits.max_running)
-        _row(
+        add_row(
             table,
             each.id,
             each.name,
@@ -64,31 +64,33 @@ def tenants_table(tenants: Sequence[Tenant]) -> Table:
 
 def keys_table(keys: Sequence[ApiKey], used: Mapping[str, date]) -> Table:
     """A tenant's keys; never a secret."""
-    table = _table("Key", "Label", "Scopes", "Since", "Last used", "State")
+    table = new_table("Key", "Label", "Scopes", "Since", "Last used", "State")
     for key in keys:
         state = f"revoked {_day(key.revoked_ms)}" if key.revoked_ms else "live"
         scopes = "all" if key.scopes is None else ", ".join(sorted(key.scopes)) or "none"
-        _row(table, key.id, key.label, scopes, _day(key.created_ms), used.get(key.id, "never"), state)
+        add_row(table, key.id, key.label, scopes, _day(key.created_ms), used.get(key.id, "never"), state)
     return table
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
     """What `darkroom doctor` found."""
-    table = _table("Check", "Verdict", "Found", "What to do")
+    table = new_table("Check", "Verdict", "Found", "What to do")
     for each in findings:
         verdict = f"[{_COLOURS[each.verdict]}]{each.verdict}[/]"
         table.add_row(escape(each.check), verdict, escape(each.found), escape(each.advice))
     return table
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
+    """Return an empty table."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
 
 
-def _row(table: Table, *cells: object) -> None:
+def add_row(table: Table, *cells: object) -> None:
+    """Add a row of plain text."""
     table.add_row(*(escape(printable(str(cell))) for cell in cells))
 
 
