@@ -73,6 +73,12 @@ def worker() -> None:
 
 
 @app.command()
+def sender() -> None:
+    """Run a sender of webhooks in the foreground; its settings come from the environment."""
+    _become("service.webhooks")
+
+
+@app.command()
 def generate(  # noqa: PLR0913, PLR0917 - one parameter per option
     prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .png, .jpg or .webp.")] = Path(

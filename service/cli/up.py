@@ -28,7 +28,8 @@ _READY_TIMEOUT_S = 20.0
 _HINT_S = 15.0
 _TICK_S = 0.1
 #: s between SIGTERM and SIGKILL; a job that does not end within them is drawn at the next start.
-_GATEWAY_GRACE_S, _WORKER_GRACE_S = 3, 5
+#: What a sender does not end sending within them is sent at the next start.
+_GATEWAY_GRACE_S, _WORKER_GRACE_S, _SENDER_GRACE_S = 3, 5, 3
 
 #: Here the engine shares its cores with everything else. Threads that spin while they wait for one another then slow
 #: it down twentyfold and more: 25 steps of 64 px on 2 cores, one of them busy, took 19.7 s spinning and 0.8 s sleeping.
@@ -73,7 +74,7 @@ def up(options: UpOptions, settings: UpSettings, terminal: Terminal) -> None:
 
 
 class LocalService:
-    """Redis, storage, a gateway and a worker on this machine."""
+    """Redis, storage, a gateway, a worker and a sender of webhooks on this machine."""
 
     def __init__(
         self, home: Home, options: UpOptions, settings: UpSettings, terminal: Terminal, stop: StopRequest
@@ -99,8 +100,9 @@ class LocalService:
         environment = child_environment(self._variables(), defaults=_SHARED_MACHINE)
         gateway = self._process("gateway", "service.app", environment | self._metrics(0), _GATEWAY_GRACE_S)
         worker = self._process("worker", "worker.agent", environment | self._metrics(1), _WORKER_GRACE_S)
-        self._supervisor.start(gateway)
-        self._supervisor.start(worker)
+        sender = self._process("sender", "service.webhooks", environment | self._metrics(2), _SENDER_GRACE_S)
+        for process in (gateway, worker, sender):
+            self._supervisor.start(process)
         with self._terminal.part("Gateway", "starting"):
             self._wait_for_gateway()
         with self._terminal.part("Worker", "loading the model") as doing:
@@ -143,7 +145,7 @@ class LocalService:
         return {"DARKROOM_METRICS_PORT": str(port + place)} if port else {}
 
     def _variables(self) -> dict[str, str]:
-        """Return what gateway and worker must know: the variables of `service.settings`."""
+        """Return what gateway, worker and sender must know: the variables of `service.settings`."""
         variables = {
             "DARKROOM_HOST": LOOPBACK,
             "DARKROOM_PORT": str(self._options.port),

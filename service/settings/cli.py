@@ -19,7 +19,7 @@ class UpSettings(BaseSettings):
     home: Path = Path(".darkroom")
     #: TCP port of the gateway on 127.0.0.1.
     port: int = Field(default=8000, ge=1, le=65535, validation_alias=AliasChoices("DARKROOM_PORT", "PORT"))
-    #: The first of the ports on which gateway and worker (the next one) show their metrics; 0 = none.
+    #: The first of the ports on which gateway, worker and sender, in this order, show their metrics; 0 = none.
     metrics_port: int = Field(default=0, ge=0, le=65_000)
     #: A Redis to use instead of the embedded Valkey.
     redis_url: SecretStr | None = None

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings
 
 from service.settings.gateway import AdmissionSettings, AuthSettings, GatewaySettings, HttpSettings
 from service.settings.groups import LogSettings, RedisSettings, StorageSettings
+from service.settings.sender import DeliverySettings, SenderSettings
 from service.settings.telemetry import MetricsSettings, TracingSettings
 from service.settings.worker import AgentSettings, WorkerSettings
 from tests.architecture.repository import ROOT, name_of, tracked_files
@@ -118,11 +119,13 @@ def test_secrets_come_from_the_environment_and_nothing_starts_without_them() -> 
     assert ignored.returncode == 0
 
 
-@pytest.mark.parametrize(("service", "settings"), [("gateway", GatewaySettings), ("worker", WorkerSettings)])
+@pytest.mark.parametrize(
+    ("service", "settings"), [("gateway", GatewaySettings), ("worker", WorkerSettings), ("sender", SenderSettings)]
+)
 def test_processes_take_the_environment_that_they_get(
     services: dict[str, dict[str, Any]],
     service: str,
-    settings: type[GatewaySettings | WorkerSettings],
+    settings: type[GatewaySettings | WorkerSettings | SenderSettings],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = variables_of(ROOT / services[service]["build"]["dockerfile"]) | services[service]["environment"]
@@ -132,7 +135,8 @@ def test_processes_take_the_environment_that_they_get(
         monkeypatch.setenv(name, value)
     read = settings.from_environment()
     assert read.redis.url.get_secret_value() == "redis://:a1b2@valkey:6379/0"
-    assert (read.storage.endpoint, read.storage.public_endpoint) == ("http://s3:8333", "http://localhost:8333")
+    if not isinstance(read, SenderSettings):
+        assert (read.storage.endpoint, read.storage.public_endpoint) == ("http://s3:8333", "http://localhost:8333")
     assert {name for name in given if name.startswith("DARKROOM_")} <= named_settings()
 
 
@@ -143,6 +147,7 @@ def test_processes_have_the_time_that_they_take_to_stop(services: dict[str, dict
         if "stop_grace_period" in service
     }
     assert grace["gateway"] > default_of(HttpSettings, "shutdown_grace_s")
+    assert grace["sender"] > default_of(DeliverySettings, "timeout_s") + 2
     assert grace["worker"] == grace["worker-gpu"] > default_of(AgentSettings, "drain_s")
     assert grace["balancer"] > balancer_timeout("hard-stop-after") > default_of(HttpSettings, "wait_cap_s")
 
@@ -174,6 +179,12 @@ def test_images_run_modules_that_exist_as_nobody_in_particular(path: Path) -> No
     assert module.with_suffix(".py").exists() or (module / "__main__.py").exists()
     assert re.findall(r"^USER (\S+)$", text, re.MULTILINE)[-1] == "10001:10001"
     assert "HEALTHCHECK" in text
+
+
+def test_sender_runs_a_module_that_exists(services: dict[str, dict[str, Any]]) -> None:
+    command = services["sender"]["command"]
+    assert command[:3] == ["python", "-P", "-m"]
+    assert (ROOT / command[3].replace(".", "/") / "__main__.py").exists()
 
 
 def test_what_is_mounted_lies_in_the_repository(services: dict[str, dict[str, Any]]) -> None:

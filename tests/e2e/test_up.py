@@ -267,11 +267,11 @@ def test_second_up_on_a_home_is_one_line(serving: Up, start: Callable[..., Up]) 
     assert httpx.get(f"{serving.url}/readyz").is_success
 
 
-@pytest.mark.parametrize("module", ["service.app", "worker.agent"])
+@pytest.mark.parametrize("module", ["service.app", "worker.agent", "service.webhooks"])
 def test_killed_process_is_started_again_and_draws(serving: Up, module: str) -> None:
     pid = next(pid for pid, command in descendants(serving.process.pid).items() if command.endswith(f"-m {module}"))
     os.kill(pid, signal.SIGKILL)
-    name = {"service.app": "gateway", "worker.agent": "worker"}[module]
+    name = {"service.app": "gateway", "worker.agent": "worker", "service.webhooks": "sender"}[module]
     serving.wait_for(f"The {name} runs again.")
 
     def draws() -> bool:

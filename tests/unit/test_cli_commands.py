@@ -31,7 +31,9 @@ def test_version_is_the_distributions() -> None:
 
 def test_command_without_words_shows_its_commands() -> None:
     shown = darkroom()
-    assert {"up", "gateway", "worker", "generate", "tenants", "keys", "models", "doctor"} <= set(shown.stdout.split())
+    assert {"up", "gateway", "worker", "sender", "generate", "tenants", "keys", "models", "doctor"} <= set(
+        shown.stdout.split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,7 @@ def test_command_without_words_shows_its_commands() -> None:
         (["tenants", "list"], {"DARKROOM_REDIS_URL": "http://:pass@a"}, 1, "DARKROOM_REDIS_URL: must look like"),
         (["gateway"], {"DARKROOM_S3_ENDPOINT": "s3"}, 1, "DARKROOM_S3_ENDPOINT: must look like"),
         (["worker"], {"DARKROOM_REDIS_URL": "redis://a:b"}, 1, "DARKROOM_REDIS_URL: must look like"),
+        (["sender"], {"DARKROOM_REDIS_URL": "redis://a:b"}, 1, "DARKROOM_REDIS_URL: must look like"),
         (["generate", "x", "-o", "out.gif"], {}, 2, "must end in .png"),
         (["generate", "x", "--image", "/nowhere/at/all.png"], {}, 2, "cannot be read"),
         (["generate", "x", "--mask", "/nowhere.png"], {}, 2, "--mask needs --image"),
