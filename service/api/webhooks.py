@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
+import structlog
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
@@ -23,6 +24,8 @@ from service.generations.webhooks import (
     endpoint_switch,
     rotation_span_s,
 )
+
+log = structlog.get_logger(__name__)
 
 router = APIRouter(route_class=Operation, tags=["webhooks"])
 
@@ -130,6 +133,7 @@ async def rotate_secret(request: Request) -> Response:
     present, *_ = await gateway_of(request).webhooks.rotate(
         caller.tenant, who=caller.who, keep_s=keep_s, name=call.record if call else ""
     )
+    log.info("webhook_secret_rotated", who=caller.who, secret_id=present.id)
     return _json(shown.secret_text(present))
 
 
@@ -186,6 +190,7 @@ async def switch_endpoint(request: Request) -> Response:
     found = await gateway_of(request).webhooks.switch(
         caller.tenant, request.path_params["endpoint_id"], on=on, who=caller.who
     )
+    log.info("webhook_endpoint_switched", who=caller.who, endpoint_id=found.id, enabled=on)
     return _json(shown.endpoint_resource(found))
 
 

@@ -9,7 +9,7 @@ Scope = Literal["generate", "read", "webhooks"]
 
 #: In words, for people; `service.api.access` says which operation asks for which.
 SCOPES: Final[dict[Scope, str]] = {
-    "generate": "create, cancel and erase generations",
+    "generate": "create, cancel and erase generations, upload pictures for them",
     "read": "look at generations, pictures, models and usage",
     "webhooks": "see and change what webhooks are sent to, and what they are signed with",
 }

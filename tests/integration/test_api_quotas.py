@@ -95,9 +95,10 @@ async def test_what_has_ended_counts_until_midnight(api: httpx.AsyncClient, devi
     assert await today(api) == {"day": "2027-01-15", "gpu_s": 1.999, "remaining_gpu_s": 0.001}
     assert (await create(api)).status_code == 202
     device.draw(0.5)
-    refused = await create(api)
-    assert (refused.status_code, refused.json()["code"]) == (429, "quota_exceeded")
-    assert refused.headers["retry-after"] == "3600"
+    batch = await api.post(f"{PATH}/batch", json={"requests": [{"prompt": "x"}, {"prompt": "y"}]})
+    for refused in (batch, await create(api)):
+        assert (refused.status_code, refused.json()["code"]) == (429, "quota_exceeded")
+        assert refused.headers["retry-after"] == "3600"
     assert await today(api) == {"day": "2027-01-15", "gpu_s": 2.499, "remaining_gpu_s": 0.0}
     # What was accepted is drawn all the same.
     device.draw(0.5)
