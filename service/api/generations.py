@@ -10,8 +10,9 @@ from pydantic import BaseModel
 from service.api import documentation as doc
 from service.api.edge import request_id_of
 from service.api.gateway import caller_of, gateway_of
+from service.api.generation_body import REQUEST_BODY, generation_body
 from service.api.negotiation import accepted_formats
-from service.api.operation import Operation, idempotent, json_object, while_connected
+from service.api.operation import Operation, while_connected
 from service.api.optional_body import no_fields
 from service.api.pictures import picture_response, with_picture_format
 from service.api.preferences import preferences
@@ -69,10 +70,7 @@ _BODY_REFUSALS = (408, 413, 415, 422)
     },
     openapi_extra={
         "parameters": [doc.PREFER, doc.IDEMPOTENCY_KEY],
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/GenerationRequest"}}},
-        },
+        "requestBody": REQUEST_BODY,
     },
 )
 async def create_generation(request: Request) -> Response:
@@ -80,10 +78,9 @@ async def create_generation(request: Request) -> Response:
     gateway, caller = gateway_of(request), await caller_of(request)
     accepted = accepted_formats(request.headers.getlist("accept"))
     prefer = preferences(request.headers.getlist("prefer"))
-    body = await json_object(request)
-    call = idempotent(request, GENERATIONS_PATH, body)
-    if accepted:
-        body = with_picture_format(body, accepted)
+    sent = await generation_body(request)
+    call = await sent.call(request, GENERATIONS_PATH, gateway.threads)
+    body = with_picture_format(sent.fields, accepted) if accepted else sent.fields
     wait_s = prefer.waits(gateway.wait_cap_s, default_s=gateway.wait_cap_s if accepted else 0)
     # The place is taken first: whoever is told that there is none has queued nothing.
     with gateway.wait_places.place(caller.tenant, wanted=wait_s > 0):

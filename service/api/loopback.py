@@ -11,10 +11,13 @@ import re
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.api.multipart import is_multipart
 from service.contract.errors import Forbidden, UnsupportedMedia
 from service.settings.gateway import is_loopback
 
 _HTTP_PORT = 80
+#: A page can send a form with files anywhere without asking; a header of another name has its browser ask first.
+_NO_FORM = "x-darkroom"
 #: A Host header: a name or an address of either family, and a port. Nothing that two readers could take differently.
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[1-9][0-9]{0,4}))?")
 
@@ -46,8 +49,12 @@ def check_local(headers: Headers, *, method: str, port: int | None) -> None:
     if headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
         raise Forbidden("Without keys no other web page may call: the browser says that one did.")
     content_type = headers.get("content-type")
-    if method not in {"GET", "HEAD"} and content_type is not None and not is_json(content_type):
-        raise UnsupportedMedia("Without keys a body must be application/json.")
+    if method in {"GET", "HEAD"} or content_type is None or is_json(content_type):
+        return
+    if not is_multipart(content_type):
+        raise UnsupportedMedia("Without keys a body must be application/json, or multipart/form-data with X-Darkroom.")
+    if headers.getlist(_NO_FORM) != ["1"]:
+        raise UnsupportedMedia("Without keys multipart/form-data needs the header `X-Darkroom: 1`: no form sends it.")
 
 
 def is_json(content_type: str) -> bool:

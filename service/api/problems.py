@@ -90,7 +90,8 @@ class FieldProblem(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     pointer: Annotated[
-        str, Field(description="JSON pointer (RFC 6901) into the body, or the name of a query parameter or header.")
+        str,
+        Field(description="JSON pointer (RFC 6901) into the body, or a part, query parameter or header by its name."),
     ]
     detail: Annotated[str, Field(description="What is allowed, with its unit; never what was sent.")]
 

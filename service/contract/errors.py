@@ -79,7 +79,7 @@ RETRYABLE_FAILURES = frozenset(
 class FieldError:
     """One wrong field of a request."""
 
-    #: JSON pointer (RFC 6901) into the request body, or the name of a query parameter or header.
+    #: JSON pointer (RFC 6901) into the request body, or the name of its part, of a query parameter or header.
     pointer: str
     #: What was wrong and what is allowed; never the offending value itself.
     message: str

@@ -11,9 +11,9 @@ import structlog
 from service.contract.errors import FieldError, InvalidRequest, Overloaded, Unavailable
 from service.contract.generation import StoredInput
 from service.generations.admission import rate_refusal
-from service.generations.pictures import InputPicture, Picture, PictureLimits, PictureRefused, read_picture
+from service.generations.pictures import InputPicture, Picture, PictureLimits, PictureRefused, picture_of, read_picture
 from service.generations.remote import RemotePictures
-from service.generations.request import Asset, GenerationRequest
+from service.generations.request import Asset, FileAsset, GenerationRequest
 from service.generations.uploaded import UploadedPictures
 from service.jobs.async_store import AsyncJobStore
 from service.storage.s3 import ObjectStorage
@@ -52,7 +52,8 @@ class InputPictures:
             try:
                 pictures[name] = await self._read(caller, asset)
             except PictureRefused as err:
-                errors.append(FieldError(f"/{name}/{asset.kind}", str(err)))
+                where = f"/{name}" if asset.kind == "file" else f"/{name}/{asset.kind}"
+                errors.append(FieldError(where, str(err)))
         if errors:
             raise InvalidRequest(errors)
         return pictures
@@ -93,13 +94,16 @@ class InputPictures:
 
     async def _read(self, caller: Caller, asset: Asset) -> InputPicture:
         """Return the picture that an asset gives or names; raises `PictureRefused`."""
-        match asset.kind:
-            case "base64":
-                return await self._inline(asset.base64 or "")
-            case "url":
-                return await self._remote.read(caller.tenant, asset.url or "")
-            case "upload_id":
-                return await self._uploaded.read(caller.tenant, asset.upload_id or "")
+        if isinstance(asset, FileAsset):
+            return await self._file(asset.data)
+        if asset.url is not None:
+            return await self._remote.read(caller.tenant, asset.url)
+        if asset.upload_id is not None:
+            return await self._uploaded.read(caller.tenant, asset.upload_id)
+        return await self._inline(asset.base64 or "")
+
+    async def _file(self, data: bytes) -> Picture:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, picture_of, data, self._limits)
 
     async def _inline(self, text: str) -> Picture:
         return await asyncio.get_running_loop().run_in_executor(self._threads, read_picture, text, self._limits)

@@ -65,15 +65,32 @@ class Asset(_Strict):
     ] = None
 
     @property
-    def kind(self) -> AssetKind:
+    def kind(self) -> AssetKind | Literal["file"]:
         """The one field that is given."""
         return next(name for name in get_args(AssetKind) if getattr(self, name) is not None)
 
     @model_validator(mode="after")
     def _is_one(self) -> Asset:
-        if sum(getattr(self, name) is not None for name in get_args(AssetKind)) != 1:
+        if self._given() != 1:
             raise PydanticCustomError(ONE_KIND, "exactly one field")
         return self
+
+    def _given(self) -> int:
+        return sum(getattr(self, name) is not None for name in get_args(AssetKind))
+
+
+class FileAsset(Asset):
+    """An input picture that came along as a file. No JSON becomes one: fields are validated as what they are below."""
+
+    data: Annotated[bytes, Field(repr=False)]
+
+    @property
+    def kind(self) -> Literal["file"]:
+        """None of the fields."""
+        return "file"
+
+    def _given(self) -> int:
+        return 1
 
 
 class OutputRequest(_Strict):
@@ -206,7 +223,7 @@ class GenerationRequest(_Strict):
     @property
     def refers_to_pictures(self) -> bool:
         """Whether a picture is named, and not given."""
-        return any(asset is not None and asset.kind != "base64" for asset in (self.image, self.mask))
+        return any(asset is not None and asset.kind in {"url", "upload_id"} for asset in (self.image, self.mask))
 
 
 #: Names that people know from elsewhere, and what to say to them.
