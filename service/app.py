@@ -205,9 +205,7 @@ def _gateway(
         outlooks=outlooks,
         costs=CostBook(store),
         usage=TellUsage(store),
-        webhooks=ManageWebhooks(
-            deliveries=AsyncDeliveries(client), secrets=WebhookSecrets(client, Sealer(settings.webhooks.keys))
-        ),
+        webhooks=_webhooks(settings, client),
         uploads=_uploads(settings, upload_store, storage=storage, ids=ids, memory=housekeeping, threads=threads),
         store=store,
         storage=storage,
@@ -236,6 +234,11 @@ def _authenticator(auth: AuthSettings, client: redis.asyncio.Redis) -> Authentic
     if auth.auth == "none":
         return LocalAuthenticator()
     return KeyAuthenticator(client, cache_s=auth.key_cache_s, failures_per_minute=auth.auth_failures_per_minute)
+
+
+def _webhooks(settings: GatewaySettings, client: redis.asyncio.Redis) -> ManageWebhooks:
+    secrets = WebhookSecrets(client, Sealer(settings.webhooks.keys))
+    return ManageWebhooks(deliveries=AsyncDeliveries(client), secrets=secrets)
 
 
 def _uploads(
