@@ -204,3 +204,14 @@ def test_a_drained_agent_hands_its_job_to_the_next_one(
         resource = client.get(location, headers={"Prefer": "wait=60"}).json()
         assert resource["status"] == "succeeded"
         assert resource["attempt"] == 1
+
+
+def test_neither_agent_nor_engine_writes_a_prompt_down(client: httpx.Client, service: Service) -> None:
+    """The engine's lines stand among its agent's."""
+    drawn = draw(client, prompt="a xyzzy", negative_prompt="no xyzzy", labels={"order": "xyzzy"}, steps=4)
+    refused = draw(client, prompt="xyzzy " * 90)
+    assert (drawn["status"], refused["error"]["code"]) == ("succeeded", "prompt_too_long")
+    text = "".join(path.read_text("utf-8", errors="replace") for path in service.folder.glob("*.log"))
+    assert drawn["id"] in text
+    assert "model_loaded" in text
+    assert "xyzzy" not in text
