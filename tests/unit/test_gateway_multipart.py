@@ -39,8 +39,10 @@ def test_parts_are_told_in_order_with_their_types() -> None:
         part(b"Content-Disposition: form-data; filename*=UTF-8''%e2%82%ac.png; name=\"mask\"; filename=x", b""),
     )
     assert parsed(body) == [
-        FormPart("request", "application/json", b"{}"), FormPart("image", "image/png", b"\r\n--b"), FormPart("mask", None, b"")
-    ]  # fmt: skip
+        FormPart("request", "application/json", b"{}"),
+        FormPart("image", "image/png", b"\r\n--b"),
+        FormPart("mask", None, b""),
+    ]
     assert parsed(body.removesuffix(b"\r\n")) == parsed(body)
 
 
