@@ -29,7 +29,7 @@ MaxQueued = Annotated[str | None, typer.Option(help="Most jobs waiting; `none` f
 MaxRunning = Annotated[str | None, typer.Option(help="Most jobs running; `none` for no limit.", show_default=False)]
 Scopes = Annotated[
     list[str] | None,
-    typer.Option("--scope", help="What the key may do: generate, read or webhooks; repeat it for more. [default: all]"),
+    typer.Option("--scope", help="What the key may do: generate, read, webhooks or all; repeat it for more."),
 ]
 TopPriority = Annotated[Literal["high", "normal", "low"] | None, typer.Option(help="Highest priority of its jobs.")]
 
@@ -149,9 +149,12 @@ def list_keys(tenant: TenantId) -> None:
 
 @keys.command("set")
 def set_key(key_id: KeyId, scope: Scopes = None) -> None:
-    """Change what a key may do, everywhere within two seconds; without --scope it may do everything."""
+    """Change what a key may do, everywhere within two seconds: these scopes and no others; `all` = everything."""
     from service.tenants.store import KeyStore  # noqa: PLC0415 - a command imports when it runs
 
+    if not scope:
+        msg = "Name what the key may do: --scope generate, read or webhooks, or --scope all."
+        raise CommandFailed(msg, exit_code=2)
     scopes = _scopes(scope)
     with opened_redis() as redis:
         changed = KeyStore(redis).set_scopes(key_id, scopes)

@@ -28,6 +28,9 @@ _PAGE = 500
 #: ms that one call waits for the next entry; less than the client's patience.
 _BLOCK_MS = 2_000
 
+#: The end of the year 9999: an id may be any number that somebody else gave it.
+_LAST_MS = 253_402_300_799_000
+
 _NOTHING: Mapping[str, object] = MappingProxyType({})
 
 #: Entries as redis-py gives them: id and fields.
@@ -116,5 +119,5 @@ def _entry(stored: tuple[str, Mapping[str, str]]) -> AuditEntry:
     except (ValueError, RecursionError):
         changes = {}
     who, action, tenant, key = (fields.get(field, "") for field in ("who", "action", "tenant", "key"))
-    at_ms = int(name.partition("-")[0])
+    at_ms = min(int(name.partition("-")[0]), _LAST_MS)
     return AuditEntry(name, at_ms, who, action, tenant, key, changes if isinstance(changes, dict) else {})
