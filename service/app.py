@@ -41,6 +41,7 @@ from service.generations.submit import SubmitGeneration, SubmitRules
 from service.generations.uploaded import UploadedPictures
 from service.generations.uploads import UploadRules, Uploads
 from service.generations.usage import TellUsage
+from service.generations.validate import ValidateGeneration
 from service.generations.vitals import Vitals
 from service.generations.wait import WatchGeneration
 from service.generations.webhooks import ManageWebhooks
@@ -148,7 +149,7 @@ async def _measured(
 async def _looking_ahead(client: redis.asyncio.Redis, gateway: Gateway) -> AsyncIterator[None]:
     """Keep the outlooks of a gateway until the block ends."""
     forecaster = Forecaster(
-        store=ForecastStore(client), models=gateway.models, costs=gateway.costs, outlooks=gateway.outlooks
+        store=ForecastStore(client), models=gateway.models, costs=CostBook(gateway.store), outlooks=gateway.outlooks
     )
     forecaster.start()
     try:
@@ -203,7 +204,7 @@ def _gateway(
         listing=ListGenerations(store),
         models=models,
         outlooks=outlooks,
-        costs=CostBook(store),
+        validate=ValidateGeneration(submit=submit, models=models, outlooks=outlooks, costs=CostBook(store)),
         usage=TellUsage(store),
         webhooks=_webhooks(settings, client),
         uploads=_uploads(settings, upload_store, storage=storage, ids=ids, memory=housekeeping, threads=threads),

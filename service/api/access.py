@@ -12,6 +12,7 @@ SCOPE_OF: Final[dict[str, Scope]] = {
     "createGeneration": "generate",
     "createGenerations": "generate",
     "rerunGeneration": "generate",
+    "validateGeneration": "generate",
     "cancelGeneration": "generate",
     "eraseGeneration": "generate",
     "createUpload": "generate",

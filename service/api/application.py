@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from service.api import batches, events, generations, health, models, reruns, uploads, usage, webhooks
+from service.api import batches, events, generations, health, models, reruns, uploads, usage, validation, webhooks
 from service.api.body_limit import BodyLimit
 from service.api.edge import Edge, RequestMeter, request_id_of
 from service.api.loopback import LoopbackOnly
@@ -46,7 +46,7 @@ def build_api(
         redirect_slashes=False,
     )
     # Routes are added as they are: `include_router` would match each request twice.
-    routers = (batches, generations, reruns, events, uploads, models, usage, webhooks, health)
+    routers = (batches, validation, generations, reruns, events, uploads, models, usage, webhooks, health)
     for router in (each.router for each in routers):
         api.router.routes.extend(router.routes)
     api.add_exception_handler(HTTPException, _unmatched)

@@ -13,6 +13,7 @@ from service.api.models import ModelList, SchedulerList, model_resource, schedul
 from service.api.problems import FieldProblem, Problem
 from service.api.uploads import EXAMPLE_UPLOAD_ID, upload_resource
 from service.api.usage import UsageDay, UsageLimits, UsageList, UsageToday
+from service.api.validation import EstimateResource, NeededModel, ValidationResource
 from service.api.webhook_examples import WEBHOOK_EXAMPLES
 from service.contract.catalog import Limits, ModelCard
 from service.contract.generation import GenerationSpec, Receipt, ResultImage, Timings
@@ -141,6 +142,13 @@ _PROBLEM = Problem(
 _RESOURCES: tuple[BaseModel, ...] = (
     _GENERATION,
     GenerationBatch(data=[_QUEUED]),
+    ValidationResource(
+        accepted=True,
+        refusal=None,
+        request=_QUEUED.request,
+        estimate=EstimateResource(gpu_s=0.54, position=4, start_s=6.2, finish_s=8.4),
+        model=NeededModel(id=_CARD.id, state="warm", workers=2),
+    ),
     GenerationPage(data=[_GENERATION], next_cursor=None),
     upload_resource(_UPLOAD, "waiting", OpenForm(_FORM, expires_ms=1_795_176_000_000)),
     ModelList(data=[model_resource(RegisteredModel(_CARD, warm=2))]),

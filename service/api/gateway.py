@@ -17,7 +17,6 @@ from service.generations.erase import EraseGeneration
 from service.generations.following import FollowGeneration
 from service.generations.listing import ListGenerations
 from service.generations.models import ModelDirectory
-from service.generations.outlook.costs import CostBook
 from service.generations.outlook.reading import Outlooks
 from service.generations.places import TenantPlaces
 from service.generations.previews import SeePreview
@@ -25,6 +24,7 @@ from service.generations.rerun import RerunGeneration
 from service.generations.submit import SubmitGeneration
 from service.generations.uploads import Uploads
 from service.generations.usage import TellUsage
+from service.generations.validate import ValidateGeneration
 from service.generations.wait import WatchGeneration
 from service.generations.webhooks import ManageWebhooks
 from service.jobs.async_store import AsyncJobStore
@@ -49,7 +49,7 @@ class Gateway:
     listing: ListGenerations
     models: ModelDirectory
     outlooks: Outlooks
-    costs: CostBook
+    validate: ValidateGeneration
     usage: TellUsage
     webhooks: ManageWebhooks
     uploads: Uploads

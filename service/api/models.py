@@ -193,12 +193,13 @@ def model_resource(model: RegisteredModel) -> ModelResource:
         rescaled_tasks=[task for task in card.tasks if task in card.rescaled_tasks],
         dtype=card.dtype,
         sha256=card.sha256,
-        state=_state(model),
+        state=model_state(model),
         workers=model.warm,
     )
 
 
-def _state(model: RegisteredModel) -> ModelState:
+def model_state(model: RegisteredModel) -> ModelState:
+    """Return what a model is on the worker that is nearest to drawing with it."""
     if model.warm:
         return "warm"
     if model.loading:

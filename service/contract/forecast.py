@@ -76,6 +76,8 @@ class PoolAhead(_Frozen):
     each_s: Seconds = 0.0
     #: By model, of those that its workers draw and of which something was measured.
     models: dict[str, ModelPace]
+    #: Kinds of device of its workers, by which costs of calls are kept.
+    devices: list[str] = []
     #: s between the last step's picture and the end.
     after_s: Seconds = 0.0
     #: What was drawn in a second ÷ what the costs of calls say; None where nothing was measured.

@@ -58,6 +58,27 @@ class InputPictures:
             raise InvalidRequest(errors)
         return pictures
 
+    async def look(self, caller: Caller, request: GenerationRequest) -> dict[str, StoredInput]:
+        """Return what is known of the pictures, by field, without storing, fetching or using any.
+
+        Nothing is known of one by URL, nor of an upload that was never used. Raises `InvalidRequest`.
+        """
+        found: dict[str, StoredInput] = {}
+        errors: list[FieldError] = []
+        for name, asset in (("image", request.image), ("mask", request.mask)):
+            if asset is None:
+                continue
+            try:
+                known = await self._look(caller, asset)
+            except PictureRefused as err:
+                errors.append(FieldError(f"/{name}/{asset.kind}", str(err)))
+                continue
+            if known is not None:
+                found[name] = known
+        if errors:
+            raise InvalidRequest(errors)
+        return found
+
     async def stage(self, tenant: str, prefixes: Collection[str], *, jobs: int = 1) -> None:
         """Make ready to store inputs of so many jobs; raises `LimitReached` where that would be for nothing."""
         used_up = await self._store.stage_inputs(tenant, prefixes, jobs=jobs)
@@ -104,6 +125,16 @@ class InputPictures:
 
     async def _file(self, data: bytes) -> Picture:
         return await asyncio.get_running_loop().run_in_executor(self._threads, picture_of, data, self._limits)
+
+    async def _look(self, caller: Caller, asset: Asset) -> StoredInput | None:
+        match asset.kind:
+            case "base64":
+                return (await self._inline(asset.base64 or "")).unstored()
+            case "url":
+                self._remote.check(asset.url or "")
+                return None
+            case "upload_id":
+                return await self._uploaded.look(caller.tenant, asset.upload_id or "")
 
     async def _inline(self, text: str) -> Picture:
         return await asyncio.get_running_loop().run_in_executor(self._threads, read_picture, text, self._limits)

@@ -55,8 +55,12 @@ class Picture:
         """Upload it below a job's prefix; blocks."""
         key = input_key(prefix, index, self.format)
         storage.put(key, self.data, content_type=CONTENT_TYPES[self.format], sha256=self.sha256)
+        return self.unstored().model_copy(update={"key": key})
+
+    def unstored(self) -> StoredInput:
+        """Return what a specification says of it, without a key: it lies nowhere."""
         return StoredInput(
-            key=key,
+            key="",
             format=self.format,
             width_px=self.width_px,
             height_px=self.height_px,

@@ -57,6 +57,13 @@ class RemotePictures:
         #: Bytes of pictures that are fetched, or were and are not stored yet.
         self.held_bytes = 0
 
+    def check(self, url: str) -> None:
+        """Return if a URL may be fetched, as far as that is known without asking anybody; raises `PictureRefused`."""
+        try:
+            self._egress.check(url)
+        except UrlRefused as err:
+            raise PictureRefused(err.message) from None
+
     async def read(self, tenant: str, url: str) -> Picture:
         """Return the picture at a URL. Raises `PictureRefused`; `LimitReached` or `Overloaded` where no turn came."""
         async with self._turn(tenant):

@@ -64,6 +64,18 @@ class Submitted:
         return self.jobs[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What would become of a request if it were submitted now."""
+
+    card: ModelCard
+    #: As it would be; of its pictures only what is known without fetching them.
+    job: Job
+    #: What it would be refused with; None where it would be accepted.
+    refusal: LimitReached | Overloaded | None
+    rate: RequestRate | None
+
+
 #: Returns checked requests, one at least; raises `InvalidRequest` with everything that is wrong.
 Drafting = Callable[[Sequence[ModelCard]], Awaitable[Sequence[Draft]]]
 
@@ -112,6 +124,25 @@ class SubmitGeneration:
             retain_max_s=self._rules.retain_max_s,
             check_url=self._check_url,
         )
+
+    async def rehearse(self, caller: Caller, body: Mapping[str, Any], *, request_id: str) -> Rehearsal:
+        """Return what would become of a body now; nothing is stored, fetched or used.
+
+        Raises `InvalidRequest` with every wrong field, `Unavailable`.
+        """
+        drafted = self.draft(body, await self._models.cards())
+        [job] = self._jobs(await self._ids.ids(), caller, [drafted], request_id)
+        pictures = await self._inputs.look(caller, drafted.request)
+        submission = await self._store.rehearse(job, pool_queued=self._rules.pool_queued)
+        changed = {"spec": job.spec.model_copy(update=pictures), "ahead": next(iter(submission.aheads), 0)}
+        refusal: LimitReached | Overloaded | None = None
+        try:
+            await self._admission.check(drafted.card.pool)
+            if submission.outcome != "created":
+                await self._earlier(caller, [job], submission)
+        except (LimitReached, Overloaded) as err:
+            refusal = err
+        return Rehearsal(drafted.card, job.model_copy(update=changed), refusal, submission.rate)
 
     async def submit_all(
         self, caller: Caller, drafting: Drafting, *, call: IdempotentCall | None, request_id: str

@@ -59,6 +59,23 @@ class UploadedPictures:
         self._limits = limits
         self._threads = threads
 
+    async def look(self, tenant: str, upload_id: str) -> StoredInput | None:
+        """Return what is known of an upload, None where nobody has looked at its file yet; raises `PictureRefused`."""
+        upload = await self._store.get(tenant, upload_id)
+        if upload is None:
+            raise PictureRefused(_UNKNOWN)
+        if upload.width_px is None or upload.height_px is None:
+            return None
+        check_header(PictureHeader(upload.format, upload.width_px, upload.height_px), self._limits)
+        return StoredInput(
+            key="",
+            format=upload.format,
+            width_px=upload.width_px,
+            height_px=upload.height_px,
+            bytes=upload.bytes,
+            sha256=upload.sha256,
+        )
+
     async def read(self, tenant: str, upload_id: str) -> UploadedPicture:
         """Return an upload of this tenant as a picture; raises `PictureRefused` saying what is wrong with it."""
         upload = await self._store.use(tenant, upload_id)

@@ -69,6 +69,11 @@ class AsyncJobStore:
                 self.on_accepted(job)
         return submission
 
+    async def rehearse(self, job: Job, *, pool_queued: int) -> commands.Submission:
+        """Return what `submit` would make of a job now: `created` where it has room. Nothing is stored or used."""
+        arguments = [job.tenant, job.pool, job.priority, pool_queued]
+        return commands.submission(cast("list[str]", await self._run("rehearse", arguments)))
+
     async def recall(self, tenant: str, idempotency: commands.Idempotency) -> list[Job]:
         """Return the jobs that this key created with this body; empty where there are none, or one is gone."""
         with as_unavailable():

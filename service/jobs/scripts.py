@@ -41,6 +41,7 @@ ScriptName = Literal[
     "forecaster",
     "publish",
     "survey",
+    "rehearse",
 ]
 SCRIPT_NAMES: Final[tuple[ScriptName, ...]] = get_args(ScriptName)
 

@@ -105,6 +105,7 @@ def _pool(seen: Survey, pool: PoolSurvey, known: Knowledge) -> PoolAhead:
         starts=_starts(course, scale) if scale.measured else [],
         each_s=scale.seconds(each_s),
         models=_models(seen, pool.name, known, course, scale),
+        devices=sorted({w.device_name for w in seen.workers if w.pool == pool.name and w.device_name}),
         after_s=round(known.after_s, 3),
         speed=speed,
         classes=_classes(pool, known),

@@ -189,6 +189,22 @@ local function rate_of(tenant, now)
   return { per_minute = per_minute, used_until = used_until, gap = gap, full = full, remaining = remaining, next_ms = next_ms }
 end
 
+-- What so many more jobs of a tenant, `waiting` of them in each pool, are refused with now, and what of; nil where there
+-- is room. The pool that is full, or s to wait where a quota is used up.
+local function refusal(tenant, jobs, waiting, rate, default_cap, pool_cap, now)
+  if rate and rate.remaining < jobs then return 'rate_limited', '' end
+  local settings = redis.call('HMGET', k('tenant', tenant), 'max_queued', 'max_gpu_s_per_day')
+  local wait_s = quota_wait_s(tenant, settings[2], now)
+  if wait_s then return 'quota_exceeded', tostring(wait_s) end
+  local cap = tonumber(settings[1] or '') or default_cap
+  if cap and number(redis.call('HGET', k('tenant_counts', tenant), 'queued')) + jobs > cap then
+    return 'tenant_full', ''
+  end
+  for pool, more in pairs(waiting) do
+    if number(redis.call('HGET', k('pool', pool), 'queued')) + more > pool_cap then return 'pool_full', pool end
+  end
+end
+
 -- Counts so many jobs, where as much was left; `rate` is stale afterwards.
 local function use(tenant, rate, jobs)
   local used = math.min(rate.used_until + jobs * rate.gap, rate.full)

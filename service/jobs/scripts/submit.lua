@@ -43,19 +43,8 @@ if record ~= '' then
   end
 end
 
-if rate and rate.remaining < #jobs then return answer('rate_limited', '', '') end
-local settings = redis.call('HMGET', k('tenant', tenant), 'max_queued', 'max_gpu_s_per_day')
-local wait_s = quota_wait_s(tenant, settings[2], now)
-if wait_s then return answer('quota_exceeded', tostring(wait_s), '') end
-local cap = tonumber(settings[1] or '') or tonumber(ARGV[5])
-if cap and number(redis.call('HGET', k('tenant_counts', tenant), 'queued')) + #jobs > cap then
-  return answer('tenant_full', '', '')
-end
-for pool, more in pairs(waiting) do
-  if number(redis.call('HGET', k('pool', pool), 'queued')) + more > tonumber(ARGV[6]) then
-    return answer('pool_full', pool, '')
-  end
-end
+local refused, what = refusal(tenant, #jobs, waiting, rate, tonumber(ARGV[5]), tonumber(ARGV[6]), now)
+if refused then return answer(refused, what, '') end
 
 for _, job in ipairs(jobs) do
   if (job.webhook_url or '') ~= '' then
