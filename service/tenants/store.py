@@ -80,11 +80,13 @@ class TenantStore:
                     "take another id, or wait until their retention is over"
                 )
                 raise TenantError(msg)
+            endpoints = _endpoint_keys(tenant_id, pipeline)
             pipeline.multi()
             pipeline.hset(tenant_key(tenant_id), mapping=tenant.to_hash())
             pipeline.sadd(TENANTS_KEY, tenant_id)
-            # What an earlier tenant of this id used, and signed with, is not the new one's to see.
+            # What an earlier tenant of this id used, called, and signed with, is not the new one's to see.
             pipeline.unlink(*_usage_keys(tenant_id), keys_used_key(tenant_id), jobs_key("webhook_secrets", tenant_id))
+            pipeline.unlink(*endpoints)
             given = {"name": name} if name else {}
             changes = {**given, **_changes(TenantLimits(), tenant.limits)}
             audit.note(pipeline, "tenant_created", who=self._who, tenant=tenant_id, changes=changes)
@@ -283,6 +285,13 @@ def _changes(before: TenantLimits, after: TenantLimits) -> dict[str, object]:
 
 def _unknown(tenant_id: str) -> TenantError:
     return TenantError(f"there is no tenant {tenant_id[:32]}; `darkroom tenants list` shows them")
+
+
+def _endpoint_keys(tenant_id: str, client: redis.Redis | Pipeline) -> list[str]:
+    """Return where the webhook endpoints of a tenant are kept; no event of it is left."""
+    index = jobs_key("tenant_endpoints", tenant_id)
+    endpoints = cast("list[str]", client.zrange(index, 0, -1))
+    return [index, jobs_key("tenant_deliveries", tenant_id), *(jobs_key("endpoint", each) for each in endpoints)]
 
 
 def _usage_keys(tenant_id: str) -> list[str]:

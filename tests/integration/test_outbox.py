@@ -6,8 +6,10 @@ import json
 
 import pytest
 import redis
+from redis.asyncio import Redis as AsyncRedis
 
 from service.contract.job import Status
+from service.jobs.deliveries import AsyncDeliveries
 from service.jobs.keys import key
 from service.jobs.outbox import Recorded, Room
 from service.jobs.store import JobStore
@@ -155,6 +157,7 @@ async def test_sender_that_dies_is_followed_by_another_with_the_same_id(
     assert (again.id, again.claim, again.attempts) == (lost.id, "2", 0)
     # The one that was taken for dead speaks: its failure is stale, but what arrived has arrived.
     assert await sender.tell(lost, "failed", reason="timeout", retry_ms=5000) == Recorded("fenced", None)
+    assert await sender.take() == []
     assert (await sender.tell(lost)).outcome == "recorded"
     assert (await sender.tell(again)).outcome == "fenced"
     clock.now_ms += DAY_MS
@@ -171,6 +174,20 @@ async def test_event_that_kills_its_senders_is_given_up(
     assert await sender.take() == []
     event = redis_client.hgetall(key("event", "evt_gen_1_succeeded"))
     assert (event["state"], json.loads(event["log"])[-1]["reason"]) == ("failed", "sender_lost")
+
+
+async def test_sender_of_an_earlier_delivery_does_not_speak_for_the_present_one(
+    store: JobStore, sender: SenderHand, valkey_url: str, clock: QueueClock
+) -> None:
+    end(store, begin(store, "gen_1", webhook_events=("completed",)))
+    (lost,) = await sender.take()
+    clock.now_ms += LEASE_MS
+    async with AsyncRedis.from_url(valkey_url, decode_responses=True) as client:
+        assert await AsyncDeliveries(client, clock=clock).redeliver("ada", lost.id) == "accepted"
+    (present,) = await sender.take()
+    assert (await sender.tell(lost, "gone", status=410)).outcome == "fenced"
+    assert await sender.take() == []
+    assert (await sender.tell(present, "failed", status=500, retry_ms=5000)).outcome == "recorded"
 
 
 async def test_recording_twice_is_recording_once(

@@ -14,6 +14,7 @@ from service.jobs.commands import Holding
 from service.jobs.keys import key
 from service.jobs.outbox import DueEvent, Recorded, Room, Verdict
 from service.jobs.store import JobStore
+from service.tenants.store import TenantStore
 from tests.clock import QueueClock
 from tests.jobs import ROOM, claim_all, make_job, submit
 from tests.outbox import ALL, DAY_MS, LEASE_MS, OTHER, URL, SenderHand, begin, end, endpoint_of, states, step
@@ -285,3 +286,17 @@ async def test_many_senders_hand_out_each_event_once(store: JobStore, sender: Se
     taken = await asyncio.gather(*(sender.ids(Room(5, 5, 4, 50)) for _ in range(10)))
     events = [event for part in taken for event in part]
     assert len(events) == len(set(events)) == 30
+
+
+def test_a_new_tenant_does_not_see_the_endpoints_of_an_earlier_one_of_its_id(
+    store: JobStore, redis_client: redis.Redis
+) -> None:
+    tenants = TenantStore(redis_client)
+    for tenant in ("ada", "bob"):
+        tenants.create(tenant)
+        submit(store, f"gen_{tenant}", tenant=tenant, webhook_url=URL)
+    tenants.remove("ada", force=True)
+    assert store.erase("ada", "gen_ada")
+    tenants.create("ada")
+    assert redis_client.exists(key("tenant_endpoints", "ada"), key("endpoint", endpoint_of())) == 0
+    assert redis_client.exists(key("tenant_endpoints", "bob"), key("endpoint", endpoint_of(tenant="bob"))) == 2

@@ -36,7 +36,8 @@ end
 -- Hands one event out; returns whether it did. An entry with nothing behind it is struck out.
 local function hand_out(event, endpoint, queue, failing)
   mend(k('event', event), 'hash')
-  local seen = redis.call('HMGET', k('event', event), 'job', 'tenant', 'type', 'created_ms', 'attempts', 'claims', 'state')
+  local seen = redis.call('HMGET', k('event', event), 'job', 'tenant', 'type', 'created_ms', 'attempts', 'claims', 'state',
+    'claims_before')
   local id, tenant = seen[1], seen[2]
   if not id or not tenant or not seen[3] or seen[7] ~= 'pending' then
     redis.call('ZREM', queue, event)
@@ -48,7 +49,7 @@ local function hand_out(event, endpoint, queue, failing)
     drop_event(event, tenant, endpoint)
     return false
   end
-  if number(seen[6]) - number(seen[5]) >= LIMITS.senders_lost then
+  if number(seen[6]) - number(seen[8]) - number(seen[5]) >= LIMITS.senders_lost then
     let_go_of(event, queue, 'sender_lost')
     return false
   end

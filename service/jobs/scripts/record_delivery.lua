@@ -12,8 +12,9 @@ mend(sending, 'zset')
 mend(k('event', event), 'hash')
 mend(k('endpoint', endpoint), 'hash')
 local seen = redis.call('HMGET', k('event', event), 'state', 'claims', 'attempts', 'job', 'tenant', 'superseded', 'log')
-local held = redis.call('ZREM', sending, event) == 1
-if seen[5] then redis.pcall('ZREM', k('tenant_sending', seen[5]), event) end
+-- One whose lease ran out does not speak for the sender that has the event now.
+local current = seen[2] == ARGV[4] and redis.call('ZREM', sending, event) == 1
+if current and seen[5] then redis.pcall('ZREM', k('tenant_sending', seen[5]), event) end
 
 -- What is known of the endpoint; one that nobody knows any more stays unknown.
 local function judge_endpoint()
@@ -61,7 +62,6 @@ local function settle(state, next_ms)
   if not pcall(wake_followers) then redis.log(redis.LOG_NOTICE, 'darkroom: the job of an event is damaged') end
 end
 
-local current = held and seen[2] == ARGV[4]
 local outcome = 'recorded'
 if not seen[4] then
   redis.call('ZREM', queue, event)

@@ -15,7 +15,9 @@ for _, zset in ipairs({ k('outbox'), k('endpoint_queue', endpoint), k('endpoint_
 end
 -- Being sent at this moment is as good.
 if in_flight(event, endpoint, now) then return 'accepted' end
-redis.call('HSET', name, 'state', 'pending', 'next_ms', string.format('%d', now), 'attempts', '0', 'claims', '0')
+-- Claims are counted on: an earlier sender that speaks up late must not be taken for the one that has it now.
+redis.call('HSET', name, 'state', 'pending', 'next_ms', string.format('%d', now), 'attempts', '0',
+  'claims_before', redis.call('HGET', name, 'claims') or '0')
 redis.call('HDEL', name, 'superseded')
 redis.call('ZADD', k('endpoint_queue', endpoint), now, event)
 schedule_endpoint(endpoint, now)
