@@ -140,6 +140,10 @@ async def test_progress_is_told_seldom_with_the_newest_step_and_kept_once(
     (event,) = await sender.take()
     assert event.job is not None
     assert event.job.progress_step == 19
+    clock.now_ms += 6000
+    step(store, job, 20)
+    assert list(states(redis_client)) == [event.id]
+    assert (await sender.tell(event)).outcome == "recorded"
 
 
 # ── handing out ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -266,6 +270,8 @@ async def test_endpoint_that_asks_for_it_is_left_alone(
     await sender.tell(second, "failed", status=500, retry_ms=5000)
     end(store, begin(store, "gen_new", webhook_events=("completed",)))
     clock.now_ms += 59_999
+    assert await sender.take() == []
+    redis_client.zadd(key("outbox"), {endpoint_of(): 0})
     assert await sender.take() == []
     clock.now_ms += 1
     assert len(await sender.take()) == 1

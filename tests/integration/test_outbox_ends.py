@@ -112,11 +112,22 @@ async def test_nothing_is_sent_of_what_was_erased_and_nothing_of_its_events_is_k
         end(store, job, Status.CANCELED)
     for event in taken:
         assert (await sender.tell(event)).outcome == "erased"
+    assert states(redis_client) == {}
     clock.now_ms += DAY_MS
     assert await sender.take() == []
     assert store.forget("ada/2026/11/gen_1/")
     assert traces(redis_client, "gen_1") == []
     assert redis_client.exists(key("outbox")) == 0
+
+
+async def test_nothing_is_sent_of_what_an_earlier_version_erased(
+    store: JobStore, sender: SenderHand, redis_client: redis.Redis
+) -> None:
+    """Its script knows nothing of events."""
+    end(store, begin(store, "gen_1", webhook_events=("completed",)))
+    redis_client.hset(key("job", "gen_1"), "erase_requested", "1")
+    assert await sender.take() == []
+    assert states(redis_client) == {}
 
 
 async def test_events_go_with_the_record_when_its_retention_is_over(
