@@ -18,6 +18,7 @@ from service.settings.gateway import AdmissionSettings, AuthSettings, GatewaySet
 from service.settings.groups import LogSettings, RedisSettings, StorageSettings
 from service.settings.sender import DeliverySettings, SenderSettings
 from service.settings.telemetry import MetricsSettings, TracingSettings
+from service.settings.uploads import UploadSettings
 from service.settings.worker import AgentSettings, WorkerSettings
 from tests.architecture.repository import ROOT, name_of, tracked_files
 from tests.balancer import CONFIGURATION, HAPROXY
@@ -27,6 +28,7 @@ DOCKERFILES = [path for path in tracked_files() if path.suffix == ".Dockerfile"]
 GROUPS = (
     AdmissionSettings, AgentSettings, AuthSettings, HttpSettings, LogSettings, MetricsSettings, RedisSettings,
     StorageSettings, TracingSettings,
+    UploadSettings,
 )  # fmt: skip
 
 #: `${NAME}`, `${NAME:-default}`, `${NAME:?why it is needed}`.

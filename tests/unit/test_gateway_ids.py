@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.generations.ids import GenerationIds
+from service.generations.ids import GenerationIds, UploadIds
 
 IDS = GenerationIds(b"k" * 32)
 NOW_MS = 1_800_000_000_000
@@ -44,3 +44,13 @@ def test_an_id_in_capitals_or_with_a_line_break_is_not_genuine() -> None:
     one = IDS.new("acme", NOW_MS)
     assert not IDS.is_genuine(one.upper(), "acme")
     assert not IDS.is_genuine(one + "\n", "acme")
+
+
+def test_an_id_of_an_upload_is_none_of_a_generation_nor_the_other_way_round() -> None:
+    uploads = UploadIds(b"k" * 32)
+    upload, generation = uploads.new("acme", NOW_MS), IDS.new("acme", NOW_MS)
+    assert uploads.is_genuine(upload, "acme")
+    assert not uploads.is_genuine(upload, "other")
+    for one in (upload, generation):
+        assert IDS.is_genuine("gen_" + one[4:], "acme") == (one == generation)
+        assert uploads.is_genuine("upl_" + one[4:], "acme") == (one == upload)

@@ -36,6 +36,10 @@ def test_without_variables_it_listens_on_loopback_and_asks_for_keys(monkeypatch:
         ("DARKROOM_TRUSTED_PROXIES", "*", "DARKROOM_TRUSTED_PROXIES: must be addresses or networks"),
         ("DARKROOM_TRUSTED_PROXIES", "10.0.0.7, proxy.internal", "DARKROOM_TRUSTED_PROXIES: must be addresses"),
         ("DARKROOM_TRUSTED_PROXIES", "10.0.0.7/8", "DARKROOM_TRUSTED_PROXIES: must be addresses or networks"),
+        ("DARKROOM_UPLOAD_ORIGINS", "*", "DARKROOM_UPLOAD_ORIGINS: must look like https://app.example"),
+        ("DARKROOM_UPLOAD_ORIGINS", "https://a.example/x", "DARKROOM_UPLOAD_ORIGINS: must look like"),
+        ("DARKROOM_UPLOAD_ORIGINS", "https://a.example,,", "DARKROOM_UPLOAD_ORIGINS: must look like"),
+        ("DARKROOM_UPLOAD_TTL_S", "10", "DARKROOM_UPLOAD_TTL_S: "),
         ("DARKROOM_EGRESS_NETWORKS", "10.0.0.1/8", "DARKROOM_EGRESS_NETWORKS: must be networks such as"),
         ("DARKROOM_EGRESS_NETWORKS", "inside", "DARKROOM_EGRESS_NETWORKS: must be networks such as"),
         ("DARKROOM_EGRESS_PORTS", "8443;9443", "DARKROOM_EGRESS_PORTS: must be ports from 1 to 65535"),
@@ -107,3 +111,10 @@ def test_trusted_proxies_are_handed_on_without_spaces() -> None:
 def test_groups_take_their_values_by_name_in_code() -> None:
     assert HttpSettings(port=0, host="::1").port == 0
     assert AuthSettings(auth="none").auth == "none"
+
+
+def test_origins_are_told_as_browsers_send_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKROOM_UPLOAD_ORIGINS", "https://App.example, http://127.0.0.1:3000")
+    assert GatewaySettings.from_environment().uploads.origin_list == ("https://app.example", "http://127.0.0.1:3000")
+    monkeypatch.setenv("DARKROOM_UPLOAD_ORIGINS", "")
+    assert GatewaySettings.from_environment().uploads.origin_list == ()
