@@ -108,8 +108,11 @@ def test_prometheus_reads_what_an_agent_has_done(outpost: Outpost, name: str) ->
     assert found[f'{metric_names.PHASE_SECONDS}_count{{phase="denoise"}}'] == 1
     assert found[f'{metric_names.PHASE_SECONDS}_sum{{phase="denoise"}}'] >= 0.04
     assert (found[metric_names.ENGINE_RESTARTS], found[metric_names.MODELS_WARM]) == (0, 1)
+    loads = f'{metric_names.MODEL_LOADS}{{model="tiny"}}'
+    assert found[loads] == 1
     os.kill(outpost.service.engine_of(agent), signal.SIGKILL)
     wait_for("another engine", lambda: samples(port)[metric_names.ENGINE_RESTARTS] == 1, timeout_s=20)
+    wait_for("its model", lambda: samples(port)[loads] == 2, timeout_s=20)
     assert "ada" not in "".join(found)
     assert "secret" not in "".join(found)
 

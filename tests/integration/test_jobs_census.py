@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
 import pytest
 import redis
+from pydantic import SecretStr
 
 from service.contract.job import Priority
+from service.generations.vitals import Vitals
 from service.jobs.async_store import AsyncJobStore
 from service.jobs.census import PoolCensus, Waiting
 from service.jobs.connection import connect_async
 from service.jobs.keys import key
 from service.jobs.store import JobStore
 from service.settings.groups import RedisSettings
+from service.storage.s3 import ObjectStorage
+from service.telemetry import metric_names
+from service.telemetry.gateway_metrics import GatewayMetrics
 from tests.clock import QueueClock
 from tests.jobs import claim_all, submit
+from tests.proxy import Proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -108,3 +117,28 @@ async def test_a_census_looks_at_no_more_tenants_than_it_may(
     await census(redis_settings, clock)
     calls = redis_client.info("commandstats")["cmdstat_zcard"]["calls"]
     assert calls == 1000
+
+
+async def test_while_redis_is_away_the_queue_has_no_samples(
+    store: JobStore, redis_settings: RedisSettings, storage: ObjectStorage
+) -> None:
+    submit(store, "gen_1")
+    address = urlsplit(redis_settings.url.get_secret_value())
+    metrics = GatewayMetrics()
+
+    def shown() -> float | None:
+        return metrics.registry.get_sample_value(metric_names.QUEUE_JOBS, {"pool": "default", "priority": "normal"})
+
+    with Proxy(int(address.port or 0)) as proxy, ThreadPoolExecutor(1) as threads:
+        url = address._replace(netloc=address.netloc.replace(f":{address.port}", f":{proxy.port}")).geturl()
+        async with connect_async(RedisSettings(url=SecretStr(url))) as client:
+            vitals = Vitals(metrics=metrics, store=AsyncJobStore(client), storage=storage, threads=threads)
+            metrics.watch(vitals)
+            await vitals.look()
+            assert shown() == 1
+            proxy.cut()
+            await vitals.look()
+            assert shown() is None
+            proxy.mend()
+            await vitals.look()
+            assert shown() == 1
