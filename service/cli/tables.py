@@ -64,11 +64,12 @@ def tenants_table(tenants: Sequence[Tenant]) -> Table:
 
 def keys_table(keys: Sequence[ApiKey], used: Mapping[str, date]) -> Table:
     """A tenant's keys; never a secret."""
-    table = new_table("Key", "Label", "Scopes", "Since", "Last used", "State")
+    table = new_table("Key", "Label", "Scopes", "Webhook", "Since", "Last used", "State")
     for key in keys:
         state = f"revoked {_day(key.revoked_ms)}" if key.revoked_ms else "live"
         scopes = "all" if key.scopes is None else ", ".join(sorted(key.scopes)) or "none"
-        add_row(table, key.id, key.label, scopes, _day(key.created_ms), used.get(key.id, "never"), state)
+        cells = (key.label, scopes, key.webhook_url or "", _day(key.created_ms), used.get(key.id, "never"), state)
+        add_row(table, key.id, *cells)
     return table
 
 

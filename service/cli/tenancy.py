@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 
@@ -10,7 +11,7 @@ from service.cli.failure import CommandFailed
 from service.cli.redis_access import opened_redis
 
 if TYPE_CHECKING:
-    from service.tenants.records import TenantLimits
+    from service.tenants.records import DefaultWebhook, TenantLimits
     from service.tenants.scopes import Scope
 
 tenants = typer.Typer(no_args_is_help=True, help="Whom jobs and limits belong to [DARKROOM_REDIS_URL].")
@@ -123,14 +124,21 @@ def create_key(
     tenant: TenantId,
     label: Annotated[str, typer.Option(help="For people: where the key is used.")] = "",
     scope: Scopes = None,
+    webhook: Annotated[
+        str | None, typer.Option(help="Where events go of what it creates, unless a request says.", show_default=False)
+    ] = None,
+    webhook_event: Annotated[
+        list[str] | None,
+        typer.Option(help="started, progress or completed; repeat it for more. [default: completed]"),
+    ] = None,
 ) -> None:
     """Make a key for a tenant and print it; it is shown only now."""
     from service.tenants.store import KeyStore  # noqa: PLC0415 - a command imports when it runs
 
     _require_printable("--label", label)
-    scopes = _scopes(scope)
+    scopes, default = _scopes(scope), _default_webhook(webhook, webhook_event or [])
     with opened_redis() as redis:
-        made = KeyStore(redis).create(tenant, label=label, scopes=scopes)
+        made = KeyStore(redis).create(tenant, label=label, scopes=scopes, webhook=default)
     typer.echo(made.text)
     typer.echo(f"Key {made.key.id} of {tenant}: keep the line above, it cannot be shown again.", err=True)
 
@@ -176,6 +184,33 @@ def _require_printable(option: str, text: str) -> None:
     if not text.isprintable():
         msg = f"{option}: must be one line of printable text."
         raise CommandFailed(msg, exit_code=2)
+
+
+def _default_webhook(url: str | None, named: Sequence[str]) -> DefaultWebhook | None:
+    """Return what was named on the command line. CommandFailed for a URL that senders would refuse by its form."""
+    from service.cli.configuration import read_configuration  # noqa: PLC0415 - a command imports when it runs
+    from service.contract.events import WebhookEvent  # noqa: PLC0415
+    from service.net.urls import UrlRefused, parse_url  # noqa: PLC0415
+    from service.settings.egress import EgressSettings  # noqa: PLC0415
+    from service.tenants.records import DefaultWebhook  # noqa: PLC0415
+
+    unknown = [each for each in named if each not in get_args(WebhookEvent)]
+    if unknown:
+        msg = f"--webhook-event: must be one of {', '.join(get_args(WebhookEvent))}."
+        raise CommandFailed(msg, exit_code=2)
+    if url is None:
+        if named:
+            msg = "--webhook-event: needs --webhook, the URL they go to."
+            raise CommandFailed(msg, exit_code=2)
+        return None
+    rules = read_configuration(EgressSettings)
+    try:
+        parse_url(url, http=rules.http, ports=(80, 443, *rules.ports))
+    except UrlRefused as err:
+        msg = f"--webhook: {err.message}."
+        raise CommandFailed(msg, exit_code=2) from err
+    events = tuple(each for each in get_args(WebhookEvent) if each in named)
+    return DefaultWebhook(url, events or ("completed",))
 
 
 def _scopes(named: list[str] | None) -> frozenset[Scope] | None:

@@ -97,7 +97,7 @@ def _expected(whole: Schema, loc: Sequence[str | int]) -> str:  # noqa: C901 - o
         case {"type": "string"}:
             text = "text that is not empty"
         case {"type": "array", "items": {"enum": names}}:
-            text = f"a list of {option['minItems']} to {option['maxItems']} of {', '.join(names)}"
+            text = f"a list of {option.get('minItems', 0)} to {option['maxItems']} of {', '.join(names)}"
         case {"maxProperties": most}:
             text = f"an object of at most {most} pairs of text"
         case _:

@@ -110,21 +110,21 @@ class WebhookRequest(_Strict):
     """Where a generation's events are sent."""
 
     url: Annotated[
-        str,
+        str | None,
         Field(
             min_length=1,
             max_length=WEBHOOK_URL_MAX_CHARS,
-            description="https, on a host of the public internet. This exact text is the endpoint.",
+            description="https, on a host of the public internet. This exact text is the endpoint. "
+            "Default: that of the key, where it has one.",
             examples=["https://example.com/darkroom"],
         ),
-    ]
+    ] = None
     events: Annotated[
         list[WebhookEvent] | None,
         Field(
-            min_length=1,
             max_length=3,
-            description="`started`; `progress`, every 5 s at most; `completed`: it ended, in whichever way. "
-            "Default: `completed` alone.",
+            description="`started`; `progress`, every 5 s at most; `completed`: it ended, in whichever way. None: "
+            "nothing is sent. Default: those of the key with its URL, `completed` alone with another.",
         ),
     ] = None
 
@@ -214,7 +214,9 @@ class GenerationRequest(_Strict):
             description="How long the record and the pictures are kept after the end; the server may allow less.",
         ),
     ] = None
-    webhook: Annotated[WebhookRequest | None, Field(description="Be told what happens to it.")] = None
+    webhook: Annotated[
+        WebhookRequest | None, Field(description="Be told what happens to it. Default: as the key says.")
+    ] = None
     labels: Annotated[
         dict[LabelName, LabelValue] | None,
         Field(max_length=LABELS_MAX, json_schema_extra=_unit("pairs"), description="Echoed back, and filterable."),

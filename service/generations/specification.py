@@ -95,7 +95,7 @@ def draft(
 
 
 def _check_webhook(request: GenerationRequest, check_url: Callable[[str], object], findings: _Findings) -> None:
-    if request.webhook is None:
+    if request.webhook is None or request.webhook.url is None:
         return
     try:
         check_url(request.webhook.url)

@@ -205,7 +205,7 @@ class SubmitGeneration:
             rerun_of=drafted.rerun_of,
             request_id=request_id,
             traceparent=current_traceparent(),
-            **webhook_fields(request),
+            **webhook_fields(drafted, caller.webhook),
         )
 
     async def _accept(

@@ -17,6 +17,7 @@ from service.tenants.key_text import PresentedKey, parse_key
 from service.tenants.records import (
     LOCAL_TENANT,
     ApiKey,
+    DefaultWebhook,
     Tenant,
     TenantError,
     TenantLimits,
@@ -45,6 +46,8 @@ class Caller:
     key_id: str | None = None
     #: What the key may do.
     scopes: frozenset[Scope] = ALL_SCOPES
+    #: Where events go unless a request says.
+    webhook: DefaultWebhook | None = None
 
     @property
     def who(self) -> str:
@@ -119,7 +122,7 @@ class KeyAuthenticator:
             self._attempts.count(address)
             raise Unauthenticated("This API key is not valid, or it was revoked.")
         key = cast("ApiKey", known.key)
-        return Caller(key.tenant, known.limits, key.id, key.granted)
+        return Caller(key.tenant, known.limits, key.id, key.granted, key.webhook)
 
     def _check_attempts(self, address: str | None) -> None:
         wait_s = self._attempts.wait_s(address)

@@ -5,7 +5,8 @@
                          max_running, top_priority}; absent = no limit
     dr:tenant:{id}:keys  set of key ids
     dr:tenant:{id}:used  hash key id → the last day on which it opened something (days since 1970, UTC)
-    dr:key:{key_id}      hash {tenant, secret_sha256, created_ms, label, scopes, revoked_ms}; no scopes = all of them
+    dr:key:{key_id}      hash {tenant, secret_sha256, created_ms, label, scopes, webhook_url, webhook_events,
+                         revoked_ms}; no scopes = all of them
 
 The scripts of `service.jobs` read `weight` and the `max_…` from the tenant's hash.
 """
@@ -13,13 +14,15 @@ The scripts of `service.jobs` read `weight` and the `max_…` from the tenant's 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from redis.typing import EncodableT, FieldT
 
 from service.contract.errors import DarkroomError
+from service.contract.events import WebhookEvent
 from service.contract.job import PRIORITIES, Priority
 from service.contract.rate import MAX_RATE
 from service.tenants.scopes import ALL_SCOPES, Scope, scopes_of, scopes_text
@@ -99,6 +102,14 @@ class Tenant(BaseModel):
             raise _damaged(tenant_key(tenant_id), err) from err
 
 
+@dataclass(frozen=True, slots=True)
+class DefaultWebhook:
+    """Where events go of generations whose request does not say."""
+
+    url: str
+    events: tuple[WebhookEvent, ...] = ("completed",)
+
+
 class ApiKey(BaseModel):
     """A key as stored: the secret itself is nowhere."""
 
@@ -114,14 +125,23 @@ class ApiKey(BaseModel):
     label: str = ""
     #: What it may do; None = everything, also what later versions add.
     scopes: frozenset[Scope] | None = None
+    #: See `DefaultWebhook`; None = there is none.
+    webhook_url: str | None = None
+    webhook_events: tuple[WebhookEvent, ...] | None = None
     #: Since when it opens nothing; None = it is live.
     revoked_ms: int | None = None
 
     def to_hash(self) -> Mapping[FieldT, EncodableT]:
         """Return the fields of its hash."""
-        fields = self.model_dump(exclude={"id", "scopes"}, exclude_none=True)
+        fields = self.model_dump(exclude={"id", "scopes", "webhook_events"}, exclude_none=True)
         scopes = {} if self.scopes is None else {"scopes": scopes_text(self.scopes)}
-        return {**{field: str(value) for field, value in fields.items()}, **scopes}
+        events = {} if self.webhook_events is None else {"webhook_events": " ".join(self.webhook_events)}
+        return {**{field: str(value) for field, value in fields.items()}, **scopes, **events}
+
+    @property
+    def webhook(self) -> DefaultWebhook | None:
+        """Where events go of what it creates, unless the request says."""
+        return DefaultWebhook(self.webhook_url, self.webhook_events or ()) if self.webhook_url else None
 
     @property
     def granted(self) -> frozenset[Scope]:
@@ -132,9 +152,15 @@ class ApiKey(BaseModel):
     def from_hash(cls, key_id: str, fields: Mapping[str, str]) -> ApiKey:
         """Read what `to_hash` wrote; raises `TenantError` for what it did not."""
         try:
-            return cls.model_validate({"id": key_id, **fields, "scopes": scopes_of(fields.get("scopes"))})
+            scopes, events = scopes_of(fields.get("scopes")), _events(fields.get("webhook_events"))
+            return cls.model_validate({"id": key_id, **fields, "scopes": scopes, "webhook_events": events})
         except ValidationError as err:
             raise _damaged(api_key_key(key_id), err) from err
+
+
+def _events(text: str | None) -> tuple[WebhookEvent, ...] | None:
+    """Return the events that a record names; those of later versions are left out."""
+    return None if text is None else tuple(each for each in get_args(WebhookEvent) if each in text.split())
 
 
 def _damaged(redis_key: str, err: ValidationError) -> TenantError:

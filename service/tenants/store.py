@@ -23,6 +23,7 @@ from service.tenants.key_text import hash_secret, new_key
 from service.tenants.records import (
     TENANTS_KEY,
     ApiKey,
+    DefaultWebhook,
     Tenant,
     TenantError,
     TenantLimits,
@@ -190,7 +191,14 @@ class KeyStore:
         self._redis = client
         self._who = who or audit.operator()
 
-    def create(self, tenant_id: str, *, label: str = "", scopes: frozenset[Scope] | None = None) -> CreatedKey:
+    def create(
+        self,
+        tenant_id: str,
+        *,
+        label: str = "",
+        scopes: frozenset[Scope] | None = None,
+        webhook: DefaultWebhook | None = None,
+    ) -> CreatedKey:
         """Make a key for a tenant, with all scopes where none are given; raises `TenantError` where there is none."""
         text = new_key()
         key = ApiKey(
@@ -200,6 +208,8 @@ class KeyStore:
             created_ms=_now_ms(),
             label=label,
             scopes=scopes,
+            webhook_url=webhook and webhook.url,
+            webhook_events=webhook and webhook.events,
         )
 
         def make(pipeline: Pipeline) -> None:
@@ -208,7 +218,8 @@ class KeyStore:
             pipeline.multi()
             pipeline.hset(api_key_key(key.id), mapping=key.to_hash())
             pipeline.sadd(tenant_keys_key(tenant_id), key.id)
-            changes = {"label": label, "scopes": _told(scopes)}
+            # A URL may have a secret in it.
+            changes = {"label": label, "scopes": _told(scopes), **({"webhook": True} if webhook else {})}
             audit.note(pipeline, "key_created", who=self._who, tenant=tenant_id, key=key.id, changes=changes)
 
         self._redis.transaction(make, tenant_key(tenant_id))

@@ -345,9 +345,8 @@ def test_a_sampler_that_is_a_models_own_is_offered_by_that_model_alone() -> None
 @pytest.mark.parametrize(
     ("webhook", "where", "allowed"),
     [
-        ({}, "/webhook/url", "is required"),
-        ({"url": HOOK, "events": []}, "/webhook/events", "a list of 1 to 3 of started, progress, completed"),
-        ({"url": HOOK, "events": ["ended"]}, "/webhook/events/0", "a list of 1 to 3 of started, progress"),
+        ({"url": HOOK, "events": ["started"] * 4}, "/webhook/events", "a list of 0 to 3 of started, progress"),
+        ({"url": HOOK, "events": ["ended"]}, "/webhook/events/0", "a list of 0 to 3 of started, progress"),
         ({"url": "https://example.com/" + "x" * 2048}, "/webhook/url", "text of 1 to 2048 characters"),
         ({"url": "http://example.com/"}, "/webhook/url", "https"),
         ({"url": "https://user:hunter2@example.com/"}, "/webhook/url", ""),
