@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -41,6 +44,25 @@ def shell_examples() -> list[str]:
     return [text if kind == "sh" else f'"$PYTHON" - <<"END_OF_EXAMPLE"\n{text}END_OF_EXAMPLE' for kind, text in found]
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.2", 0)) as server:
+        return server.getsockname()[1]
+
+
+@contextmanager
+def sender_process(redis_settings: RedisSettings, variables: dict[str, str]) -> Iterator[None]:
+    """Run a sender of webhooks until the block ends."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
+    url = redis_settings.url.get_secret_value()
+    environment = {**kept, **variables, "DARKROOM_REDIS_URL": url}
+    process = subprocess.Popen([sys.executable, "-m", "service.webhooks"], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the examples are for curl")
 def test_the_examples_run_as_they_stand(
     redis_client: redis.Redis,
@@ -64,16 +86,20 @@ def test_the_examples_run_as_they_stand(
     # What the examples take for the internet.
     internet = ThreadingHTTPServer(("127.0.0.2", 0), OnePicture)
     threading.Thread(target=internet.serve_forever, daemon=True).start()
-    port = str(internet.server_port)
-    may_call = {"HTTP": "1", "NETWORKS": "127.0.0.2/32", "PORTS": port}
+    port, hook_port = str(internet.server_port), str(free_port())
+    may_call = {"HTTP": "1", "NETWORKS": "127.0.0.2/32", "PORTS": f"{port},{hook_port}"}
     variables = {f"DARKROOM_EGRESS_{name}": value for name, value in may_call.items()}
-    with gateway_process(redis_settings, storage_settings, **variables) as gateway:
+    with (
+        gateway_process(redis_settings, storage_settings, **variables) as gateway,
+        sender_process(redis_settings, variables),
+    ):
         worker.start()
         environment = {
             **os.environ,
             "GATEWAY": gateway.url,
             "KEY": make_key(redis_client),
             "PYTHON": sys.executable,
+            "HOOK": f"127.0.0.2:{hook_port}",
             "PICTURE_URL": f"http://127.0.0.2:{port}/photo.jpg",
             "no_proxy": "127.0.0.1",
         }
