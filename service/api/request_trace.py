@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from starlette.types import Scope
+from structlog.contextvars import get_contextvars
 
 from service.telemetry.context import bind_trace
 from service.telemetry.tracing import NO_TRACER, Span, Tracer
@@ -46,6 +47,10 @@ class RequestTrace:
         """End the span; None = the caller went away first."""
         if self._span is None:
             return
+        # What a handler found out that the request is about, for logs and for us.
+        job_id = get_contextvars().get("job_id")
+        if job_id is not None:
+            self._span.set({"darkroom.job_id": job_id})
         if status is not None:
             self._span.set({"http.response.status_code": status})
         failed = status is not None and status >= 500

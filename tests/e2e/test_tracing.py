@@ -55,7 +55,11 @@ class Traced:
         """Wait for this many executions of a job and the request that made it; return their traces' spans."""
 
         def look() -> list[TakenSpan] | None:
-            runs = [span for span in self.collector.spans if span.attributes.get("darkroom.job_id") == job_id]
+            runs = [
+                span
+                for span in self.collector.spans
+                if span.name == "execution" and span.attributes["darkroom.job_id"] == job_id
+            ]
             if len(runs) < executions:
                 return None
             found = self.collector.of_trace(runs[0].trace_id)
@@ -96,6 +100,7 @@ def test_a_job_is_one_trace_from_its_callers_span_to_its_commit(traced: Traced, 
     request, execution = named(spans, "POST /v1/generations"), named(spans, "execution")
     assert (request.service, request.parent_id, request.kind) == ("darkroom-gateway", CALLER, SERVER)
     assert request.attributes["http.response.status_code"] == 202
+    assert request.attributes["darkroom.job_id"] == job_id
     assert (execution.service, execution.parent_id, execution.kind) == ("darkroom-worker", request.span_id, CONSUMER)
     assert execution.attributes["darkroom.outcome"] == "succeeded"
     assert execution.attributes["darkroom.attempt"] == 1
