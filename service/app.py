@@ -6,7 +6,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import cast
 
 import redis.asyncio
@@ -20,6 +20,7 @@ from service.api.http_protocol import GuardedHttpProtocol
 from service.generations.admission import Admission
 from service.generations.batch import SubmitBatch
 from service.generations.cancel import CancelGeneration
+from service.generations.cursors import Cursors
 from service.generations.draining import DrainRates
 from service.generations.erase import EraseGeneration
 from service.generations.following import FollowGeneration, StreamRules
@@ -49,6 +50,7 @@ from service.jobs.async_store import AsyncJobStore
 from service.jobs.connection import connect_async
 from service.jobs.deliveries import AsyncDeliveries
 from service.jobs.forecasts import ForecastStore
+from service.jobs.listing import JobListing
 from service.jobs.uploads import UploadLimits, UploadStore
 from service.jobs.waiting import Waiters
 from service.net.egress import Egress, EgressRules
@@ -81,40 +83,43 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with connect_async(settings.redis) as client:
+        # What was opened is closed in reverse, also where a later part does not open, or what runs inside fails.
+        async with AsyncExitStack() as opened:
+            client = await opened.enter_async_context(connect_async(settings.redis))
             store = AsyncJobStore(client)
-            waiters = Waiters(client, store)
             # Once more is enough: whoever waits for the answer tries again by themselves.
             storage = ObjectStorage(settings.storage, attempts=2)
+            opened.callback(storage.close)
             egress = Egress(EgressRules.of(settings.egress))
+            opened.push_async_callback(egress.aclose)
+            waiters = Waiters(client, store)
+            opened.push_async_callback(waiters.stop)
+            await waiters.start()
             housekeeping = Housekeeping(
                 store,
                 refuse_ratio=settings.admission.memory_refuse_ratio,
                 interval_s=settings.admission.memory_sample_s,
             )
-            await waiters.start()
+            opened.push_async_callback(housekeeping.stop)
             housekeeping.start()
-            with ThreadPoolExecutor(_STORAGE_THREADS, thread_name_prefix="storage") as threads:
-                app.state.gateway = _gateway(
-                    settings,
-                    client,
-                    store=store,
-                    storage=storage,
-                    waiters=waiters,
-                    housekeeping=housekeeping,
-                    egress=egress,
-                    threads=threads,
-                )
-                gateway: Gateway = app.state.gateway
-                origins = BucketOrigins(storage, settings.uploads.origin_list, threads)
-                origins.start()
-                async with _measured(metrics, gateway, waiters, housekeeping), _looking_ahead(client, gateway):
-                    yield
-                await origins.stop()
-            await housekeeping.stop()
-            await waiters.stop()
-            await egress.aclose()
-            storage.close()
+            threads = opened.enter_context(ThreadPoolExecutor(_STORAGE_THREADS, thread_name_prefix="storage"))
+            app.state.gateway = _gateway(
+                settings,
+                client,
+                store=store,
+                storage=storage,
+                waiters=waiters,
+                housekeeping=housekeeping,
+                egress=egress,
+                threads=threads,
+            )
+            origins = BucketOrigins(storage, settings.uploads.origin_list, threads)
+            opened.push_async_callback(origins.stop)
+            origins.start()
+            gateway: Gateway = app.state.gateway
+            await opened.enter_async_context(_measured(metrics, gateway, waiters, housekeeping))
+            await opened.enter_async_context(_looking_ahead(client, gateway))
+            yield
 
     return build_api(
         settings.http, local_only=settings.auth.auth == "none", lifespan=lifespan, meter=metrics, tracer=tracer
@@ -201,7 +206,7 @@ def _gateway(
         preview=SeePreview(store=store, watch=watch),
         cancel=CancelGeneration(store=store, ids=ids),
         erase=EraseGeneration(store=store, ids=ids),
-        listing=ListGenerations(store),
+        listing=ListGenerations(listing=JobListing(client), cursors=Cursors(ids)),
         models=models,
         outlooks=outlooks,
         validate=ValidateGeneration(submit=submit, models=models, outlooks=outlooks, costs=CostBook(store)),

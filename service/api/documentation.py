@@ -6,6 +6,7 @@ from typing import Any
 
 from service.api.problems import MEDIA_TYPE, Problem
 from service.contract.job import Status
+from service.generations.cursors import CURSOR_MAX_CHARS
 from service.generations.idempotency import KEY_MAX_CHARS
 from service.generations.ids import ID_PATTERN
 from service.generations.listing import LIMIT_DEFAULT, LIMIT_MAX
@@ -55,7 +56,7 @@ CURSOR: Parameter = {
     "name": "cursor",
     "in": "query",
     "description": "The next_cursor of the page before.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+    "schema": {"type": "string", "minLength": 1, "maxLength": CURSOR_MAX_CHARS},
 }
 STATUS: Parameter = {
     "name": "status",

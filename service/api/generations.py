@@ -119,7 +119,7 @@ async def list_generations(request: Request) -> Response:
     gateway, caller = gateway_of(request), await caller_of(request)
     page = await gateway.listing.page(caller.tenant, listing_query(request.query_params.multi_items()))
     data = [generation_resource(job, gateway.outlooks.of(job)) for job in page.jobs]
-    return _json(GenerationPage(data=data, next_cursor=page.next))
+    return _json(GenerationPage(data=data, next_cursor=page.next_cursor))
 
 
 @router.get(

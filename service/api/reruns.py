@@ -44,7 +44,8 @@ router = APIRouter(route_class=Operation, tags=["generations"])
 async def rerun_generation(request: Request) -> Response:
     """Queue the same specification anew: prompt, seed, model, every number, and copies of the input pictures.
 
-    Priority, labels and retention are the call's own. The original may be in any status, and may be erased afterwards.
+    Priority, labels, webhook and retention are the call's own. The original may be in any status, and may be
+    erased afterwards.
     """
     gateway, caller = gateway_of(request), await caller_of(request)
     generation_id = str(request.path_params["generation_id"])
@@ -53,7 +54,7 @@ async def rerun_generation(request: Request) -> Response:
     submitted = await gateway.rerun.rerun(caller, generation_id, body, call=call, request_id=request_id_of(request))
     job = submitted.job
     bind_job(job.id)
-    content = generation_resource(job).model_dump_json()
+    content = generation_resource(job, gateway.outlooks.of(job)).model_dump_json()
     response = Response(content, status_code=202, media_type="application/json")
     response.headers["Location"] = generation_path(job.id)
     response.headers.update(rate_headers(submitted.rate))

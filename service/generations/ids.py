@@ -35,7 +35,8 @@ class GenerationIds:
     _kind = b""
 
     def __init__(self, secret: bytes) -> None:
-        self._secret = secret
+        #: Whatever else is sealed with it names its own purpose.
+        self.secret = secret
         self._form = re.compile(rf"{self._prefix}[0-9a-v]{{40}}")
 
     def new(self, tenant: str, now_ms: int) -> str:
@@ -54,7 +55,7 @@ class GenerationIds:
     def _mac(self, tenant: str, head: bytes) -> bytes:
         # The time and random bytes have a fixed length, so that no two inputs run together.
         text = head + tenant.encode()
-        return hashlib.blake2b(text, key=self._secret, digest_size=_MAC_BYTES, person=self._kind).digest()
+        return hashlib.blake2b(text, key=self.secret, digest_size=_MAC_BYTES, person=self._kind).digest()
 
 
 class UploadIds(GenerationIds):

@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from service.contract.errors import FieldError, InvalidRequest
-from service.contract.job import Status
+from service.contract.job import Job, Status
+from service.generations.cursors import CURSOR_MAX_CHARS, Cursors, NotACursor
 from service.generations.request import LABELS_MAX
-from service.jobs.async_store import AsyncJobStore
-from service.jobs.commands import Page
+from service.jobs.listing import JobListing
 
 LIMIT_DEFAULT = 20
 LIMIT_MAX = 100
 
 _LABEL = "label."
-_CURSOR_MAX_CHARS = 128
+_NO_CURSOR = "must be the next_cursor of an earlier page"
 _NUMBER = re.compile(r"[1-9][0-9]{0,2}")
 
 
@@ -52,8 +52,8 @@ def listing_query(parameters: Iterable[tuple[str, str]]) -> ListingQuery:
     if status is not None and status not in set(Status):
         errors.append(FieldError("status", f"must be one of {', '.join(Status)}"))
     cursor = plain.get("cursor")
-    if cursor is not None and not 0 < len(cursor) <= _CURSOR_MAX_CHARS:
-        errors.append(FieldError("cursor", "must be the next_cursor of an earlier page"))
+    if cursor is not None and not 0 < len(cursor) <= CURSOR_MAX_CHARS:
+        errors.append(FieldError("cursor", _NO_CURSOR))
     if len(labels) > LABELS_MAX:
         errors.append(FieldError(_LABEL, f"at most {LABELS_MAX} labels can be asked for"))
     if errors:
@@ -61,17 +61,31 @@ def listing_query(parameters: Iterable[tuple[str, str]]) -> ListingQuery:
     return ListingQuery(int(limit), cursor, Status(status) if status else None, labels)
 
 
+@dataclass(frozen=True, slots=True)
+class GenerationsListed:
+    """One page."""
+
+    jobs: list[Job]
+    #: Opaque; None on the last page.
+    next_cursor: str | None
+
+
 class ListGenerations:
     """The use case."""
 
-    def __init__(self, store: AsyncJobStore) -> None:
-        self._store = store
+    def __init__(self, *, listing: JobListing, cursors: Cursors) -> None:
+        self._listing = listing
+        self._cursors = cursors
 
-    async def page(self, tenant: str, query: ListingQuery) -> Page:
+    async def page(self, tenant: str, query: ListingQuery) -> GenerationsListed:
         """Return one page; raises `InvalidRequest` for a cursor that is not ours, `Unavailable`."""
-        try:
-            return await self._store.list(
-                tenant, limit=query.limit, before=query.cursor, status=query.status, labels=query.labels
-            )
-        except ValueError:
-            raise InvalidRequest([FieldError("cursor", "must be the next_cursor of an earlier page")]) from None
+        after = None
+        if query.cursor is not None:
+            try:
+                after = await self._cursors.open(tenant, query.cursor)
+            except NotACursor:
+                raise InvalidRequest([FieldError("cursor", _NO_CURSOR)]) from None
+        page = await self._listing.page(
+            tenant, limit=query.limit, after=after, status=query.status, labels=query.labels
+        )
+        return GenerationsListed(page.jobs, page.next and await self._cursors.seal(tenant, page.next))

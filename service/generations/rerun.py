@@ -21,7 +21,7 @@ from service.generations.wait import WatchGeneration
 from service.tenants.authentication import Caller
 
 #: What a rerun may say for itself; what is drawn is the original's.
-OWN_FIELDS: Final = ("priority", "labels", "retain_s", "output", "webhook")
+OWN_FIELDS: Final = ("priority", "labels", "webhook", "retain_s", "output")
 
 _FIELDS: dict[str, Any] = {
     "same": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import cast
 
 import structlog
@@ -14,7 +14,7 @@ from redis.client import NEVER_DECODE
 
 from service.contract.costs import CallCost
 from service.contract.errors import QuotaExceeded
-from service.contract.job import Job, Status
+from service.contract.job import Job
 from service.contract.previews import PREVIEW_BYTES
 from service.contract.rate import RequestRate
 from service.jobs import commands, documents
@@ -29,8 +29,6 @@ log = structlog.get_logger(__name__)
 
 #: ms; inputs that no submit followed are erased after that.
 _STAGING_MS = 3_600_000
-#: Documents that one listing call looks at before it returns a short page with a cursor.
-_LISTING_SCAN = 1000
 
 
 class AsyncJobStore:
@@ -123,7 +121,7 @@ class AsyncJobStore:
         """Return a job; None where it is unknown, another tenant's, or being erased."""
         with as_unavailable():
             fields = await cast("Awaitable[dict[str, str]]", self._redis.hgetall(key("job", job_id)))
-        return documents.decode(fields) if _is_here(fields, tenant) else None
+        return documents.decode(fields) if documents.is_here(fields, tenant) else None
 
     async def get_all(self, tenant: str, job_ids: Sequence[str]) -> list[Job] | None:
         """Return these jobs, in one round trip; None where `get` would return None for one of them."""
@@ -132,7 +130,8 @@ class AsyncJobStore:
             for job_id in job_ids:
                 pipe.hgetall(key("job", job_id))
             found = cast("list[dict[str, str]]", await pipe.execute())
-        return [documents.decode(each) for each in found] if all(_is_here(each, tenant) for each in found) else None
+        is_whole = all(documents.is_here(each, tenant) for each in found)
+        return [documents.decode(each) for each in found] if is_whole else None
 
     async def ended_lately(self, kind: commands.Queued, name: str) -> commands.Ended:
         """Return how many jobs ended in the last minutes, of a pool or of a tenant."""
@@ -164,78 +163,6 @@ class AsyncJobStore:
                 "GETRANGE", key("preview", job_id), 0, PREVIEW_BYTES, **{NEVER_DECODE: True}
             )
         return cast("bytes", found) or None
-
-    async def list(
-        self,
-        tenant: str,
-        *,
-        limit: int,
-        before: str | None = None,
-        status: Status | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> commands.Page:
-        """Return up to `limit` jobs, newest first, after the cursor `before`.
-
-        A filtered page may be short, or empty, and still have a `next`: a call looks at a bounded number of documents.
-        Raises ValueError for a cursor that is not one of ours.
-        """
-        position = commands.listing_position(before)
-        found: list[Job] = []
-        scanned = 0
-        while scanned < _LISTING_SCAN:
-            batch = await self._listing_batch(tenant, position, limit)
-            for created_ms, job_id, fields in batch:
-                position = created_ms, job_id
-                scanned += 1
-                if not _is_here(fields, tenant):
-                    continue
-                try:
-                    job = documents.decode(fields)
-                except documents.CorruptDocument:
-                    # One that was damaged must not hide the others.
-                    log.error("document_corrupt", job_id=job_id)
-                    continue
-                if (status is None or job.status == status) and _has(job, labels):
-                    found.append(job)
-                if len(found) == limit:
-                    return commands.Page(found, f"{created_ms}-{job_id}")
-            if len(batch) < limit:
-                return commands.Page(found, None)
-        return commands.Page(found, f"{position[0]}-{position[1]}" if position else None)
-
-    async def _listing_batch(
-        self, tenant: str, position: tuple[str, str] | None, size: int
-    ) -> list[tuple[str, str, dict[str, str]]]:
-        """Return up to `size` (created_ms, id, fields) after `position`, in descending (created_ms, id)."""
-        index = key("tenant_jobs", tenant)
-        with as_unavailable():
-            offset = 0
-            if position:
-                # Within one millisecond Redis orders ids descending too: skip those up to the position's.
-                same = cast(
-                    "list[str]", await self._redis.zrange(index, position[0], position[0], byscore=True, desc=True)
-                )
-                offset = sum(1 for job_id in same if job_id >= position[1])
-            entries = cast(
-                "list[tuple[str, float]]",
-                await self._redis.zrange(
-                    index,
-                    cast("int", position[0] if position else "+inf"),
-                    cast("int", "-inf"),
-                    byscore=True,
-                    desc=True,
-                    offset=offset,
-                    num=size,
-                    withscores=True,
-                ),
-            )
-            pipe = self._redis.pipeline(transaction=False)
-            for job_id, _ in entries:
-                pipe.hgetall(key("job", job_id))
-            documents_found = cast("list[dict[str, str]]", await pipe.execute()) if entries else []
-        return [
-            (str(int(score)), job_id, fields) for (job_id, score), fields in zip(entries, documents_found, strict=True)
-        ]
 
     async def models(self) -> list[commands.RegisteredModel]:
         """Return every model a worker has shown, the default first."""
@@ -272,12 +199,3 @@ class AsyncJobStore:
         """Return what Redis says of itself (plain INFO: Redis 6.2 takes no list of sections)."""
         with as_unavailable():
             return commands.server_state(await self._redis.info())
-
-
-def _is_here(fields: Mapping[str, str], tenant: str) -> bool:
-    """Whether a stored document is this tenant's, and not being erased."""
-    return fields.get("tenant") == tenant and fields.get("erase_requested") != "1"
-
-
-def _has(job: Job, labels: Mapping[str, str] | None) -> bool:
-    return not labels or all(job.labels.get(name) == value for name, value in labels.items())

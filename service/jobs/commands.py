@@ -167,15 +167,6 @@ class RegisteredModel:
     cold: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """One page of a listing, newest first."""
-
-    jobs: list[Job]
-    #: Opaque; None on the last page.
-    next: str | None
-
-
 def bell_arguments(description: str = "again") -> list[Argument]:
     """Return the bell that a script may ring, as often as it has to: each time with another id, in any pool."""
     fields = bell_fields(description)
@@ -279,17 +270,6 @@ def registered_models(cards: Mapping[str, str], agents: Iterable[str | None]) ->
             card = ModelCard.model_validate_json(text, extra="ignore")
             models.append(RegisteredModel(card, warm[card.id], loading[card.id], cold[card.id]))
     return sorted(models, key=lambda model: (not model.card.default, model.card.id))
-
-
-def listing_position(cursor: str | None) -> tuple[str, str] | None:
-    """Return (created_ms, job id) of a cursor. Raises ValueError for anything that is not one."""
-    if cursor is None:
-        return None
-    created_ms, _, job_id = cursor.partition("-")
-    if not (created_ms.isascii() and created_ms.isdigit() and len(created_ms) <= 15 and job_id):
-        msg = "not a cursor of this listing"
-        raise ValueError(msg)
-    return created_ms, job_id
 
 
 def record_name(method: str, path: str, idempotency_key: str) -> str:

@@ -74,6 +74,11 @@ def decode(fields: Mapping[str, str]) -> Job:
         raise CorruptDocument(fields.get("id", "?")) from err
 
 
+def is_here(fields: Mapping[str, str], tenant: str) -> bool:
+    """Tell whether the hash of a job is this tenant's, and not being erased."""
+    return fields.get("tenant") == tenant and fields.get("erase_requested") != "1"
+
+
 def _plain(value: object) -> object:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_none=True)

@@ -59,18 +59,19 @@ def rerun_path(resource: dict[str, Any]) -> str:
 async def test_everything_that_is_drawn_is_the_originals(
     api: httpx.AsyncClient, hand: Hand, storage: ObjectStorage, redis_client: redis.Redis
 ) -> None:
-    terms = {"labels": {"order": "12"}, "priority": "low", "retain_s": 3600, "finish_within_s": 600}
+    hook = {"url": "https://example.com/one", "events": ["started"]}
+    terms = {"labels": {"order": "12"}, "priority": "low", "retain_s": 3600, "finish_within_s": 600, "webhook": hook}
     first = await create(api, **FULL, **terms, image=inline("red"), mask=inline("white"))
     drawn = hand.claim()
     hand.draw(drawn)
-    reply = await api.post(rerun_path(first), json={"labels": {"order": "13"}, "priority": "high"})
+    reply = await api.post(rerun_path(first), json={"labels": {"order": "13"}, "priority": "high", "webhook": None})
     assert reply.status_code == 202
     again = reply.json()
     assert reply.headers["location"] == f"{PATH}/{again['id']}"
     assert (again["rerun_of"], again["status"], again["id"] != first["id"]) == (first["id"], "queued", True)
     assert first["rerun_of"] is None
     assert again["labels"] == {"order": "13"}
-    own = {"priority": "high", "finish_within_s": None, "retain_s": 7 * 86_400}
+    own = {"priority": "high", "finish_within_s": None, "retain_s": 7 * 86_400, "webhook": None}
     assert again["request"] == first["request"] | own
     assert (await api.get(reply.headers["location"])).json() == again
     # The inputs are copies: they stay where the original and its own are erased.
@@ -154,6 +155,7 @@ async def test_what_does_nothing_with_the_model_is_no_obstacle(
             ["/priority", "/retain_s", "/output/quality"],
         ),
         ({"labels": {"a b": "c"}}, ["/labels/a b"]),
+        ({"webhook": {"url": "https://127.0.0.1/"}}, ["/webhook/url"]),
     ],
 )
 async def test_a_rerun_takes_little(api: httpx.AsyncClient, body: dict[str, Any], pointers: list[str]) -> None:

@@ -11,10 +11,10 @@ import redis
 from redis.asyncio import Redis as AsyncRedis
 
 from service.contract.worker import WorkerRecord
-from service.jobs.async_store import AsyncJobStore
 from service.jobs.commands import SubmitLimits
 from service.jobs.documents import CorruptDocument
 from service.jobs.keys import key
+from service.jobs.listing import JobListing
 from service.jobs.store import JobStore
 from tests.e2e.processes import wait_for
 from tests.jobs import make_job
@@ -104,6 +104,6 @@ def test_a_damaged_document_hides_no_other_in_a_listing(
 
     async def listed() -> set[str]:
         async with AsyncRedis.from_url(valkey_url, decode_responses=True) as client:
-            return {job.id for job in (await AsyncJobStore(client).list("ada", limit=10)).jobs}
+            return {job.id for job in (await JobListing(client).page("ada", limit=10)).jobs}
 
     assert asyncio.run(listed()) == {"gen_0", "gen_2"}
