@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.api import documentation as doc
 from service.api.edge import request_id_of
 from service.api.gateway import caller_of, gateway_of
+from service.api.generation_body import REQUEST_BODY, generation_body
 from service.api.models import ModelState, model_state
-from service.api.operation import Operation, json_object, only_post
+from service.api.operation import Operation, only_post
 from service.api.rate_headers import rate_headers
 from service.generations.resource import GENERATIONS_PATH, RequestResource, generation_resource
 from service.generations.validate import Validated
@@ -80,12 +81,7 @@ class ValidationResource(_Resource):
         },
         **doc.refusals(408, 413, 415, 422),
     },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/GenerationRequest"}}},
-        },
-    },
+    openapi_extra={"requestBody": REQUEST_BODY},
 )
 async def validate_generation(request: Request) -> Response:
     """Check a body as `POST /v1/generations` does, and say what it would cost and when it would be done.
@@ -93,8 +89,8 @@ async def validate_generation(request: Request) -> Response:
     Nothing is stored, fetched or drawn, and nothing of a limit is used.
     """
     gateway, caller = gateway_of(request), await caller_of(request)
-    body = await json_object(request)
-    validated = await gateway.validate.validate(caller, body, request_id=request_id_of(request))
+    sent = await generation_body(request)
+    validated = await gateway.validate.validate(caller, sent.fields, request_id=request_id_of(request))
     response = Response(_resource(validated).model_dump_json(), media_type="application/json")
     response.headers.update(rate_headers(validated.rate))
     return response

@@ -52,8 +52,7 @@ class InputPictures:
             try:
                 pictures[name] = await self._read(caller, asset)
             except PictureRefused as err:
-                where = f"/{name}" if asset.kind == "file" else f"/{name}/{asset.kind}"
-                errors.append(FieldError(where, str(err)))
+                errors.append(FieldError(_where(name, asset), str(err)))
         if errors:
             raise InvalidRequest(errors)
         return pictures
@@ -71,7 +70,7 @@ class InputPictures:
             try:
                 known = await self._look(caller, asset)
             except PictureRefused as err:
-                errors.append(FieldError(f"/{name}/{asset.kind}", str(err)))
+                errors.append(FieldError(_where(name, asset), str(err)))
                 continue
             if known is not None:
                 found[name] = known
@@ -127,14 +126,18 @@ class InputPictures:
         return await asyncio.get_running_loop().run_in_executor(self._threads, picture_of, data, self._limits)
 
     async def _look(self, caller: Caller, asset: Asset) -> StoredInput | None:
-        match asset.kind:
-            case "base64":
-                return (await self._inline(asset.base64 or "")).unstored()
-            case "url":
-                self._remote.check(asset.url or "")
-                return None
-            case "upload_id":
-                return await self._uploaded.look(caller.tenant, asset.upload_id or "")
+        if asset.url is not None:
+            self._remote.check(asset.url)
+            return None
+        if asset.upload_id is not None:
+            return await self._uploaded.look(caller.tenant, asset.upload_id)
+        given = self._file(asset.data) if isinstance(asset, FileAsset) else self._inline(asset.base64 or "")
+        return (await given).unstored()
 
     async def _inline(self, text: str) -> Picture:
         return await asyncio.get_running_loop().run_in_executor(self._threads, read_picture, text, self._limits)
+
+
+def _where(name: str, asset: Asset) -> str:
+    """Return the pointer to what was wrong with a picture: a file is no field."""
+    return f"/{name}" if asset.kind == "file" else f"/{name}/{asset.kind}"

@@ -182,3 +182,13 @@ async def test_without_keys_a_form_needs_what_no_web_page_sends_unasked(
         plain = await api.post(PATH, content=b"{}", headers={"Content-Type": "text/plain", "X-Darkroom": "1"})
         assert plain.status_code == 415
         assert (await send(api, form(image=PNG), x_darkroom="1")).status_code == 202
+
+
+async def test_a_form_is_validated_as_it_is_created(api: httpx.AsyncClient, redis_client: redis.Redis) -> None:
+    response = await api.post(f"{PATH}/validate", files=form(image=PNG))
+    assert response.status_code == 200, response.text
+    created = await send(api, form({**FROM_PICTURE, "seed": response.json()["request"]["seed"]}, image=PNG))
+    assert response.json()["request"] == created.json()["request"]
+    refusal = await api.post(f"{PATH}/validate", files=form(image=b"<svg>"))
+    assert [error["pointer"] for error in refusal.json()["errors"]] == ["/image"]
+    assert len((await api.get(PATH)).json()["data"]) == 1
