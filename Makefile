@@ -13,7 +13,7 @@ TEST_PROCESSES := $(if $(TEST_REDIS_URL),,--numprocesses=auto --maxprocesses=4 -
 TRAINING_STAGES := data autoencoder text-encoder denoiser lora controlnet textual-inversion classifier evaluate evaluate-extras
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check check-gateway openapi lint-openapi bench train clean environment environment-dev
+.PHONY: help run test check check-gateway openapi lint-openapi fuzz-api bench train clean environment environment-dev
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ openapi: environment-dev ## Write openapi.yaml from the app
 lint-openapi: ## Lint openapi.yaml with Redocly, from the npm registry; needs Node.js
 	@REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true \
 		npx --yes @redocly/cli@2.77.0 lint --config tests/architecture/redocly.yaml openapi.yaml
+
+fuzz-api: environment-dev ## Hold a gateway to openapi.yaml by 5 000 generated calls and more, alone and in sequences
+	@API_EXAMPLES=40 API_CASES=5000 exec $(BIN)/python -m pytest -q -s tests/integration/test_api_schemathesis.py
 
 bench: environment-dev ## Measure what docs/performance.md reports
 	$(BIN)/python -m benchmarks.latency

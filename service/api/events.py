@@ -85,7 +85,7 @@ _EVENT: dict[str, Any] = {
     responses={
         200: {
             "description": "The events; a comment where there was none for a while.",
-            "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "x-item-schema": _EVENT, "example": _EXAMPLE}},
+            "content": {MEDIA_TYPE: {"x-item-schema": _EVENT, "example": _EXAMPLE}},
         },
         204: {"description": "It has ended, and Last-Event-ID is its last revision: do not come again."},
         **doc.refusals(404, 410, 422),

@@ -1,6 +1,6 @@
 """The contract against the app: schemathesis makes requests from `openapi.yaml`, valid and invalid, over a socket.
 
-230 examples per operation and phase are some 2 250 cases, 40 s; `API_EXAMPLES` makes it search longer or shorter.
+12 examples per operation and phase are some 2 800 cases; `make fuzz-api` makes it search longer, by `API_EXAMPLES`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from pydantic import SecretStr
 from service.settings.groups import RedisSettings, StorageSettings
 from tests.gateway import EMOJI, SHAPES, gateway_process, make_key, show_models
 
-EXAMPLES = int(os.environ.get("API_EXAMPLES", "230"))
+EXAMPLES = int(os.environ.get("API_EXAMPLES", "12"))
+#: How many cases there have to be, of a campaign.
+API_CASES = int(os.environ.get("API_CASES", "0"))
 
 #: Not `positive_data_acceptance`: what a model allows is in its card, not in the schema.
 CHECKS = (
@@ -62,8 +64,11 @@ def test_generated_requests_find_nothing_that_breaks_the_contract(target: tuple[
         *("-H", f"Authorization: Bearer {key}", "--mode", "all", "--checks", ",".join(CHECKS)),
         *("--max-examples", str(EXAMPLES), "--seed", "1", "--generation-database", "none", "--continue-on-failure"),
     ]
-    done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=540)
+    done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     found = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert found is not None
-    assert int(found[1]) >= min(2000, 8 * EXAMPLES)
+    assert int(found[1]) >= 2000
+    if API_CASES:
+        print(done.stdout[-3000:])
+        assert int(found[1]) >= API_CASES
