@@ -15,7 +15,7 @@ import yaml
 from pydantic_settings import BaseSettings
 
 from service.settings.gateway import AdmissionSettings, AuthSettings, GatewaySettings, HttpSettings
-from service.settings.groups import LogSettings, RedisSettings, StorageSettings
+from service.settings.groups import LogSettings, RedisSettings, StorageSettings, WebhookSettings
 from service.settings.sender import DeliverySettings, SenderSettings
 from service.settings.telemetry import MetricsSettings, TracingSettings
 from service.settings.uploads import UploadSettings
@@ -28,7 +28,7 @@ DOCKERFILES = [path for path in tracked_files() if path.suffix == ".Dockerfile"]
 GROUPS = (
     AdmissionSettings, AgentSettings, AuthSettings, HttpSettings, LogSettings, MetricsSettings, RedisSettings,
     StorageSettings, TracingSettings,
-    UploadSettings,
+    UploadSettings, WebhookSettings,
 )  # fmt: skip
 
 #: `${NAME}`, `${NAME:-default}`, `${NAME:?why it is needed}`.
