@@ -60,6 +60,7 @@ bench: environment-dev ## Measure what docs/performance.md reports
 	$(BIN)/python -m benchmarks.queue_depth
 	$(BIN)/python -m benchmarks.waiters
 	$(BIN)/python -m benchmarks.fairness
+	$(BIN)/python -m benchmarks.estimates
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.boxed_model
 	$(BIN)/python -m benchmarks.batching

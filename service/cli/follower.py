@@ -15,6 +15,8 @@ from service.cli.terminal import Advance
 POLL_S = 0.1
 #: s that a gateway may be away while a generation runs; it comes back within them after a restart.
 _PATIENCE_S = 20.0
+#: s; longer times are told in minutes.
+_MINUTES_FROM_S = 120
 
 
 class Follower:
@@ -37,7 +39,7 @@ class Follower:
         try:
             while resource["status"] in {"queued", "running"}:
                 progress = resource.get("progress") or {}
-                advance(progress.get("step") or 0, progress.get("steps") or 0)
+                advance(progress.get("step") or 0, progress.get("steps") or 0, expected(resource))
                 self._stop.wait(POLL_S)
                 self._between_polls()
                 resource = self._poll(generation_id)
@@ -76,6 +78,18 @@ class Follower:
                 self._stop.wait(POLL_S)
                 self._between_polls()
         return self._client.generation(generation_id)
+
+
+def expected(resource: Resource) -> str:
+    """Say what is expected of a generation: its place, and the time until it is done; nothing of what is not known."""
+    queue, progress = resource.get("queue") or {}, resource.get("progress") or {}
+    parts: list[str] = []
+    if (position := queue.get("position")) is not None:
+        parts.append("next in line" if position == 1 else f"place {position} in line")
+    left_s = queue.get("estimated_finish_s", progress.get("estimated_finish_s"))
+    if left_s is not None and left_s >= 1:
+        parts.append(f"about {left_s:.0f} s" if left_s < _MINUTES_FROM_S else f"about {left_s / 60:.0f} min")
+    return ", ".join(parts)
 
 
 def _write(path: Path, data: bytes) -> None:

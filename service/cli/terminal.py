@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-#: Update of a bar: (done, total).
-Advance = Callable[[int, int], None]
+#: Update of a bar: (done, total, what is expected).
+Advance = Callable[[int, int, str], None]
 
 
 class Terminal:
@@ -51,7 +51,10 @@ class Terminal:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[expected]}"),
         )
         with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
-            task = bar.add_task(escape(name), total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total or None)
+            task = bar.add_task(escape(name), total=None, expected="")
+            yield lambda done, total, expected: bar.update(
+                task, completed=done, total=total or None, expected=escape(expected)
+            )

@@ -6,20 +6,24 @@ with what it should have been, wherever both looks found the workers as busy as 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from service.contract.job import Priority
 from service.generations.outlook.making import Knowledge, benches, work_of, work_rate
+from service.generations.outlook.pace import CallPaces
 from service.jobs.survey import PoolSurvey, Survey
 
 #: s after which what was seen counts half.
-_HALF_LIFE_S = 20.0
-#: s of work by costs that count as seen at the speed that costs say, until more was seen.
-_TRUST_S = 1.0
+_HALF_LIFE_S = 10.0
+#: s of work that count as seen at first, at the speed that costs say, or that another process has told.
+_TRUST_S = 0.5
 #: s between two looks beyond which one knows nothing of what lay between.
 _LONGEST_S = 5.0
-_SLOWEST, _FASTEST = 0.01, 100.0
+#: Waiting jobs among which one is looked for that can be drawn.
+_LOOKED_AT = 64
+_SLOWEST, _FASTEST = 0.001, 1000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,9 @@ class Look:
     rate: float
     #: Something waits for a place.
     saturated: bool
+    #: What seconds of work were reckoned by; and of which models that drawn here something was measured.
+    paces: CallPaces
+    measured: frozenset[str]
 
     @property
     def running(self) -> frozenset[str]:
@@ -77,13 +84,20 @@ def look_at(seen: Survey, pool: PoolSurvey, known: Knowledge) -> Look:
                 if mark.rank == at:
                     waits = priority, line.tenant, mark.sequence
                     works[mark.job_id] = WorkLeft(paces.alone_s(work_of(mark.job_id, known, paces)), waits)
-    saturated = any(work_of(job_id, known, paces).model in drawn for job_id in list(works)[:64])
+    waiting = [work for job_id in list(works)[:_LOOKED_AT] if (work := work_of(job_id, known, paces)).model in drawn]
+    filling = iter(waiting)
     for worker in workers:
         for place in worker.places:
             whole_s = paces.alone_s(place.work)
             works[place.job_id] = WorkLeft(whole_s * place.left / place.work.calls)
-    rate = sum(work_rate(worker.company(), paces) for worker in workers)
-    return Look(seen.now_ms, works, firsts, rate, saturated)
+    rate = 0.0
+    for worker in workers:
+        # A place that is free while somebody waits is about to be taken: what passes until then is lost, not unused.
+        company = worker.company()
+        company += itertools.islice(filling, max(0, worker.capacity - len(company)))
+        rate += work_rate(company, paces)
+    measured = frozenset(model for model in drawn if paces.knows(model))
+    return Look(seen.now_ms, works, firsts, rate, saturated=bool(waiting), paces=paces, measured=measured)
 
 
 class SpeedMeter:
@@ -91,14 +105,18 @@ class SpeedMeter:
 
     def __init__(self, speed: float | None = None) -> None:
         """`speed`: what another process has measured before."""
-        self._done_s = speed * _TRUST_S if speed else 0.0
-        self._expected_s = _TRUST_S if speed else 0.0
         self._last: Look | None = None
+        self._begin(speed)
 
     def observe(self, look: Look) -> None:
         """Take one look, and learn from what became of what was seen at the last one."""
         last, self._last = self._last, look
         if last is None:
+            return
+        if last.measured != look.measured:
+            self._begin(None)
+        if last.paces is not look.paces:
+            # What was left then was reckoned in other seconds.
             return
         seconds = (look.at_ms - last.at_ms) / 1000
         comparable = (last.saturated and look.saturated) or (last.running and last.running == look.running)
@@ -109,12 +127,15 @@ class SpeedMeter:
         keep = 0.5 ** (seconds / _HALF_LIFE_S)
         self._done_s = keep * self._done_s + done_s
         self._expected_s = keep * self._expected_s + rate * seconds
+        self._has_seen = self._has_seen or done_s > 0
+
+    def _begin(self, speed: float | None) -> None:
+        self._done_s = _TRUST_S * (speed or 1.0)
+        self._expected_s = _TRUST_S
+        self._has_seen = speed is not None
 
     def speed(self, *, measured: bool) -> float | None:
         """Return it; where costs were not `measured`, None until something was seen."""
-        done_s, expected_s = self._done_s, self._expected_s
-        if measured:
-            done_s, expected_s = done_s + _TRUST_S, expected_s + _TRUST_S
-        if expected_s <= 0 or done_s <= 0:
+        if not measured and not self._has_seen:
             return None
-        return min(_FASTEST, max(_SLOWEST, done_s / expected_s))
+        return min(_FASTEST, max(_SLOWEST, self._done_s / self._expected_s))
