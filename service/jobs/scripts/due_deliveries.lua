@@ -27,8 +27,11 @@ end
 -- Until when an event has to wait for one of its job that is told before it, or nothing.
 local function behind(id, job, event, kind, endpoint, queue)
   local started = event_of(id, job, 'started')
-  if kind == 'generation.progress' then return tonumber(redis.call('ZSCORE', queue, started) or '') end
   if kind == 'generation.started' then return nil end
+  if kind == 'generation.progress' then
+    -- A second sender may still send what a first one, that was late, has recorded as delivered.
+    return tonumber(redis.call('ZSCORE', queue, started) or '') or in_flight(started, endpoint, now)
+  end
   local progress = event_of(id, job, 'progress')
   return in_flight(started, endpoint, now) or (progress and in_flight(progress, endpoint, now))
 end

@@ -59,7 +59,6 @@ local function settle(state, next_ms)
   else
     redis.call('ZADD', queue, next_ms, event)
   end
-  if not pcall(wake_followers) then redis.log(redis.LOG_NOTICE, 'darkroom: the job of an event is damaged') end
 end
 
 local outcome = 'recorded'
@@ -77,6 +76,7 @@ elseif verdict == 'gone' or ARGV[7] == '' then
 else
   settle('pending', string.format('%d', now + tonumber(ARGV[7])))
 end
+if current and not pcall(wake_followers) then redis.log(redis.LOG_NOTICE, 'darkroom: the job of an event is damaged') end
 local off = (outcome == 'fenced' or verdict == 'unsent') and '' or judge_endpoint()
 schedule_endpoint(endpoint, now)
 return { outcome, off }
