@@ -40,7 +40,7 @@ end
 local function hand_out(event, endpoint, queue, failing)
   mend(k('event', event), 'hash')
   local seen = redis.call('HMGET', k('event', event), 'job', 'tenant', 'type', 'created_ms', 'attempts', 'claims', 'state',
-    'claims_before')
+    'claims_before', 'superseded')
   local id, tenant = seen[1], seen[2]
   if not id or not tenant or not seen[3] or seen[7] ~= 'pending' then
     redis.call('ZREM', queue, event)
@@ -54,6 +54,12 @@ local function hand_out(event, endpoint, queue, failing)
   end
   if number(seen[6]) - number(seen[8]) - number(seen[5]) >= LIMITS.senders_lost then
     let_go_of(event, queue, 'sender_lost')
+    return false
+  end
+  if seen[9] == '1' then
+    -- Its sender was not heard of again, and its generation has ended.
+    redis.call('ZREM', queue, event)
+    redis.call('HSET', k('event', event), 'state', 'superseded', 'next_ms', '')
     return false
   end
   local later = behind(id, job, event, seen[3], endpoint, queue)
