@@ -369,7 +369,7 @@ async def test_everything_wrong_is_told_at_once_and_nothing_is_queued(api: httpx
     told = {error["pointer"]: error["detail"] for error in response.json()["errors"]}
     assert set(told) == {
         "/width", "/steps", "/num_images", "/scheduler", "/strength", "/seed", "/stepps", "/output/quality",
-        "/retain_s", "/image/url",
+        "/retain_s", "/image",
     }  # fmt: skip
     assert "multiple of 8 px, 32 to 128 px" in told["/width"]
     assert "did you mean ddim" in told["/scheduler"]
