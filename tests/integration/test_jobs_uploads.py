@@ -74,14 +74,14 @@ async def test_the_same_id_is_noted_once(store: UploadStore, redis_client: redis
 
 
 async def test_of_another_tenant_it_is_unknown(store: UploadStore, redis_client: redis.Redis) -> None:
-    await create(store, "u1")
+    created = await create(store, "u1")
     before = due(redis_client)
     assert await store.get("other", "u1") is None
     assert await store.use("other", "u1") is None
     assert await store.settle("other", "u1", width_px=1, height_px=1) is None
     assert not await store.erase("other", "u1", files_prefix="x")
     assert due(redis_client) == before
-    assert await store.get("acme", "u1") is not None
+    assert await store.get("acme", "u1") == created.upload
 
 
 async def test_unused_uploads_are_limited_by_number_and_a_use_makes_room(store: UploadStore, clock: QueueClock) -> None:
