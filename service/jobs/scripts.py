@@ -89,14 +89,14 @@ LIMITS: Final[dict[str, int]] = {
     # Bytes of a forecast, by far; what is longer is none of ours.
     "forecast_bytes": 1 << 20,
     # What a survey looks at, at most: running jobs, agents, pools, and of each class tenants, first jobs of all of them
-    # together, of each, and jobs further back. With 200 tenants some 2 000 commands, 5 ms.
+    # together, of each, and jobs further back: with 200 tenants in each class some 3 000 commands.
     "survey_running": 1000,
     "survey_agents": 256,
     "survey_pools": 32,
     "survey_tenants": 256,
-    "survey_jobs": 512,
-    "survey_heads": 4,
-    "survey_spread": 512,
+    "survey_jobs": 384,
+    "survey_heads": 2,
+    "survey_spread": 384,
 }
 
 

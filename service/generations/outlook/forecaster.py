@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections import OrderedDict
 
 import structlog
@@ -22,7 +23,8 @@ from service.jobs.survey import Brief, Survey
 
 log = structlog.get_logger(__name__)
 
-_EVERY_S = 1.0
+#: s between two looks, and at most where one takes long; how much longer the pause is than the look.
+_EVERY_S, _SELDOM_S, _SHARE = 1.0, 2.0, 10
 #: Jobs of which it is remembered what they ask for; and how many are read at once.
 _REMEMBERED, _READ_AT_ONCE = 16_384, 1024
 #: Weight of the last job in the running mean of what follows a job's last picture; s, until one was seen.
@@ -68,6 +70,7 @@ class Forecaster:
 
     async def _run(self) -> None:
         while True:
+            began_s = time.monotonic()
             try:
                 await self.round()
             except (Unavailable, Overloaded) as err:
@@ -75,7 +78,8 @@ class Forecaster:
             except Exception:
                 # Nothing depends on a forecast, and none of its defects may take the rest of the process with it.
                 log.exception("forecast_failed")
-            await asyncio.sleep(_EVERY_S)
+            # However long the queues and slow the machine, looking ahead takes a small part of it.
+            await asyncio.sleep(min(_SELDOM_S, max(_EVERY_S, _SHARE * (time.monotonic() - began_s))))
 
     async def round(self) -> None:
         """Look ahead where this process leads; read what another one saw where it does not."""

@@ -79,7 +79,11 @@ def work_of(job_id: str, known: Knowledge, paces: CallPaces) -> DrawnWork:
     """Return what a job takes; of one that could not be read, what is usual."""
     seen = known.briefs.get(job_id, _UNREAD)
     if seen.spec is not None:
-        return paces.work(seen.spec, seen.cost)
+        if job_id not in paces.works:
+            if len(paces.works) > len(known.briefs) + FOLLOWED:
+                paces.works.clear()
+            paces.works[job_id] = paces.work(seen.spec, seen.cost)
+        return paces.works[job_id]
     usual = next(iter(known.cards.values()), None)
     return paces.usual(usual) if usual else DrawnWork("", 1, 1, 1, 0.0)
 

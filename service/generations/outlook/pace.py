@@ -18,6 +18,9 @@ from service.contract.generation import GenerationSpec
 from service.contract.steps import denoiser_calls, steps_run
 from service.generations.estimate import encoded_pictures, piece_s
 
+#: Works that are remembered.
+_REMEMBERED = 16_384
+
 
 @dataclass(frozen=True, slots=True)
 class DrawnWork:
@@ -49,6 +52,9 @@ class CallPaces:
             model: _widths(each) for model, each in self._costs.items()
         }
         self._pieces: dict[tuple[str, str, int], float] = {}
+        #: What was reckoned already: jobs are looked at again each second, and most are alike.
+        self.works: dict[str, DrawnWork] = {}
+        self._alone_s: dict[DrawnWork, float] = {}
 
     def knows(self, model: str) -> bool:
         """Whether steps of this model were measured."""
@@ -104,7 +110,11 @@ class CallPaces:
 
     def alone_s(self, work: DrawnWork) -> float:
         """Return the seconds that a device takes for a request which has it for itself."""
-        return work.calls * self.steps_s([work])[0]
+        if work not in self._alone_s:
+            if len(self._alone_s) > _REMEMBERED:
+                self._alone_s.clear()
+            self._alone_s[work] = work.calls * self.steps_s([work])[0]
+        return self._alone_s[work]
 
     def _piece(self, model: str, kind: str, area: int) -> float:
         asked = model, kind, area

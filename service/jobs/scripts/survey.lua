@@ -74,7 +74,7 @@ local function class_of(pool, priority)
   local present = number(state[1])
   local found = waiting_tenants(pool, priority, present)
   local heads = math.max(LIMITS.survey_heads, math.floor(LIMITS.survey_jobs / math.max(1, #found)))
-  local spread = math.max(2, math.floor(LIMITS.survey_spread / math.max(1, #found)))
+  local spread = math.max(1, math.floor(LIMITS.survey_spread / math.max(1, #found)))
   local tenants = {}
   for _, each in ipairs(found) do
     local tenant = each[1]
