@@ -57,14 +57,17 @@ class RotationRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"keep_previous_s": 86_400}]})
 
     keep_previous_s: Annotated[
-        int,
+        int | None,
         Field(
             ge=0,
             le=KEEP_MAX_S,
             json_schema_extra={"x-unit": "s"},
-            description="How long the earlier secrets stay valid, at most. 0 ends them now: for a secret that leaked.",
+            description=(
+                "How long the earlier secrets stay valid, at most. 0 ends them now: for a secret that leaked. "
+                f"Default: {KEEP_DEFAULT_S}."
+            ),
         ),
-    ] = KEEP_DEFAULT_S
+    ] = None
 
 
 class EndpointRequest(BaseModel):
