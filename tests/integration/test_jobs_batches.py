@@ -112,3 +112,18 @@ def test_each_job_knows_how_many_of_its_tenants_class_waited_before_it(store: Jo
     assert second.aheads == (1,)
     stored = [store.get("ada", f"gen_{number}") for number in (2, 3, 4)]
     assert [job and job.ahead for job in stored] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("name", [key("tenant_jobs", "ada"), key("tenant_held", "ada"), key("tenant_counts", "ada")])
+def test_a_tenant_whose_keys_are_damaged_takes_no_place_of_others(
+    redis_client: redis.Redis, store: JobStore, name: str
+) -> None:
+    redis_client.set(name, "text")
+    for number in range(3):
+        with pytest.raises(redis.ResponseError):
+            store.submit(make_job(f"gen_{number}"), limits=SubmitLimits(None, 2))
+    assert redis_client.hget(key("pool", "default"), "queued") is None
+    jobs = [make_job(f"gen_b{number}", tenant="bob") for number in range(2)]
+    assert store.submit(*jobs, limits=SubmitLimits(None, 2)).outcome == "created"
+    assert [job.id for job in claim_all(store, 3)] == ["gen_b0", "gen_b1"]
+    assert redis_client.hget(key("pool", "default"), "queued") == "0"

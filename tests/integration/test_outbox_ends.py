@@ -177,6 +177,25 @@ def test_endpoints_of_a_tenant_are_bounded_and_those_unused_make_room(
     assert redis_client.hget(key("endpoint", endpoint_of(OTHER)), "url") == OTHER
 
 
+def test_endpoints_of_a_batch_are_all_kept_or_none(
+    store: JobStore, redis_client: redis.Redis, clock: QueueClock
+) -> None:
+    known = key("tenant_endpoints", "ada")
+    redis_client.zadd(known, {f"ep_{number}": clock() for number in range(997)} | {endpoint_of(): clock()})
+    urls = [URL, *(f"https://{number}.example.com/" for number in (1, 2, 2, 3))]
+    jobs = [make_job(f"gen_{number}", webhook_url=url) for number, url in enumerate(urls)]
+    assert store.submit(*jobs, limits=ROOM).outcome == "endpoints_full"
+    assert redis_client.zcard(known) == 998
+    assert store.submit(*jobs[:4], limits=ROOM).outcome == "created"
+    assert redis_client.zcard(known) == 1000
+    # Those that are asked for make no room for one another, however long ago that was.
+    clock.now_ms += 30 * DAY_MS + 1
+    assert store.submit(jobs[4], limits=ROOM).outcome == "created"
+    more = [make_job(f"gen_{at}", webhook_url=url) for at, url in ((7, "https://7.example.com/"), (8, URL))]
+    assert store.submit(*more, limits=ROOM).outcome == "created"
+    assert redis_client.zscore(known, endpoint_of()) == clock()
+
+
 async def test_attempts_of_an_event_are_bounded(
     store: JobStore, sender: SenderHand, redis_client: redis.Redis, clock: QueueClock
 ) -> None:
@@ -205,6 +224,8 @@ async def test_events_noted_by_an_earlier_version_are_sent(
     assert await sender.take() == []
     assert await sender.ids() == ["evt_gen_1_succeeded"]
     assert await sender.take() == []
+    # What nobody is told has no other end.
+    assert states(redis_client) == {"evt_gen_1_succeeded": "pending"}
 
 
 HOSTILE: list[tuple[str, Any]] = [

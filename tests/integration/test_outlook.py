@@ -216,6 +216,15 @@ async def test_a_forecast_that_somebody_else_wrote_is_none(
     assert (outlook.position, outlook.start_s, outlook.finish_s) == (None, None, None)
 
 
+async def test_a_lead_without_an_end_is_taken_over(
+    client: redis.asyncio.Redis, redis_client: redis.Redis, store: JobStore, clock: QueueClock
+) -> None:
+    work_with(store)
+    redis_client.set(key("forecaster"), "somebody")
+    assert await Seer(client, clock, "one").look()
+    assert redis_client.get(key("forecaster")) == "one"
+
+
 async def test_a_forecast_is_forgotten_when_it_is_old(
     client: redis.asyncio.Redis, store: JobStore, clock: QueueClock
 ) -> None:

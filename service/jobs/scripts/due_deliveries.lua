@@ -126,6 +126,8 @@ local function adopt(event)
   local seen = redis.call('HMGET', k('event', event), 'job', 'type', 'endpoint')
   local job = seen[1] and not seen[3] and read(seen[1])
   if job then tell(seen[1], job, string.match(seen[2] or '', '^generation%.(%a+)$') or '', now) end
+  -- Nobody is to be told of it: there is no other end to what was noted.
+  if redis.call('HEXISTS', k('event', event), 'endpoint') == 0 then redis.call('DEL', k('event', event)) end
 end
 
 mend(k('outbox'), 'zset')

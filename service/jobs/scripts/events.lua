@@ -58,16 +58,25 @@ local function keep_endpoint(tenant, url, now)
   return endpoint
 end
 
--- Whether a tenant may have one more endpoint; of those unused for long and with nothing to send the oldest make room.
-local function endpoint_fits(tenant, url, now)
+-- Whether a tenant may have endpoints with all these URLs (a set); of others that were unused for long and have nothing
+-- to send the oldest make room.
+local function endpoints_fit(tenant, urls, now)
+  if not next(urls) then return true end
   local index = k('tenant_endpoints', tenant)
   mend(index, 'zset')
-  if redis.call('ZSCORE', index, endpoint_of(tenant, url)) then return true end
-  local surplus = redis.call('ZCARD', index) - LIMITS.endpoints + 1
+  local asked, more = {}, 0
+  for url in pairs(urls) do
+    local endpoint = endpoint_of(tenant, url)
+    asked[endpoint] = true
+    if not redis.call('ZSCORE', index, endpoint) then more = more + 1 end
+  end
+  if more == 0 then return true end
+  local surplus = redis.call('ZCARD', index) + more - LIMITS.endpoints
   if surplus < 1 then return true end
-  for _, old in ipairs(redis.call('ZRANGE', index, 0, LIMITS.window - 1)) do
+  for _, old in ipairs(redis.call('ZRANGE', index, 0, LIMITS.window + more - 1)) do
     local used = number(redis.call('ZSCORE', index, old))
-    if used < now - LIMITS.endpoint_idle_ms and redis.call('EXISTS', k('endpoint_queue', old)) == 0 then
+    local idle = used < now - LIMITS.endpoint_idle_ms and redis.call('EXISTS', k('endpoint_queue', old)) == 0
+    if idle and not asked[old] then
       redis.call('ZREM', index, old)
       redis.call('DEL', k('endpoint', old), k('endpoint_sending', old))
       surplus = surplus - 1

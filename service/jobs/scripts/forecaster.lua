@@ -9,7 +9,8 @@ if ARGV[4] == '1' then
   if present == holder then redis.call('DEL', k('forecaster')) end
   return { now, 'follows', '' }
 end
-if type(present) ~= 'string' or present == holder then
+-- A lease that never ends was not taken by one of us.
+if type(present) ~= 'string' or present == holder or redis.call('PTTL', k('forecaster')) == -1 then
   redis.call('SET', k('forecaster'), holder, 'PX', lease)
   return { now, 'leads' }
 end

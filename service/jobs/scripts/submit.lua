@@ -46,17 +46,13 @@ end
 local refused, what = refusal(tenant, #jobs, waiting, rate, tonumber(ARGV[5]), tonumber(ARGV[6]), now)
 if refused then return answer(refused, what, '') end
 
+local urls = {}
 for _, job in ipairs(jobs) do
-  if (job.webhook_url or '') ~= '' then
-    if not endpoint_fits(tenant, job.webhook_url, now) then return answer('endpoints_full', '', '') end
-    keep_endpoint(tenant, job.webhook_url, now)
-  end
+  if (job.webhook_url or '') ~= '' then urls[job.webhook_url] = true end
 end
+if not endpoints_fit(tenant, urls, now) then return answer('endpoints_full', '', '') end
+for url in pairs(urls) do keep_endpoint(tenant, url, now) end
 
-for pool, more in pairs(waiting) do
-  redis.call('SADD', k('pools'), pool)
-  redis.call('HINCRBY', k('pool', pool), 'queued', more)
-end
 redis.call('HINCRBY', k('tenant_counts', tenant), 'queued', #jobs)
 for _, job in ipairs(jobs) do
   -- The submitter's clock only measures spans; the moments are Redis'.
@@ -77,6 +73,11 @@ for _, job in ipairs(jobs) do
   enqueue(job.id, job)
   schedule_deadline(job.id, job)
   ring(job.pool)
+end
+-- Behind everything that a damaged key of this tenant could break off: what is counted here counts for all of them.
+for pool, more in pairs(waiting) do
+  redis.call('SADD', k('pools'), pool)
+  redis.call('HINCRBY', k('pool', pool), 'queued', more)
 end
 if record ~= '' then
   redis.call('HSET', k('idempotency', tenant, record), 'job', table.concat(ids, ' '), 'body', body)
