@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.strict_json import MAX_DEPTH, parse_object
+from service.api.strict_json import MAX_DEPTH, MAX_VALUES, parse_object
 from service.contract.errors import MalformedRequest
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\t\n\r"))
@@ -67,3 +68,34 @@ def test_integers_of_40_digits_are_read_exactly_and_longer_ones_refused() -> Non
     assert parse_object(b'{"a": %s}' % (b"9" * 40)) == {"a": 10**40 - 1}
     with pytest.raises(MalformedRequest, match="40 digits"):
         parse_object(b'{"a": %s}' % (b"9" * 41))
+
+
+def test_as_many_values_are_taken_as_there_are_in_no_request() -> None:
+    def listed(values: int, value: bytes = b'"a,[{\\",b"') -> bytes:
+        # The object and the list count too.
+        return b'{"a":[' + b",".join([value] * (values - 1)) + b"]}"
+
+    assert parse_object(listed(MAX_VALUES))
+    with pytest.raises(MalformedRequest, match=f"more than {MAX_VALUES} values"):
+        parse_object(listed(MAX_VALUES + 1))
+    # What is in a text is none.
+    assert parse_object(b'{"prompt":"%s"}' % (b"a, " * 2 * MAX_VALUES))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"requests":[' + b"[]," * 8_000_000 + b"[]]}",
+        b'{"requests":[' + b"1," * 8_000_000 + b"1]}",
+        b'{"prompt":"a",' + b'"b":1,' * 3_000_000 + b'"c":1}',
+        b"," * 2 * MAX_VALUES + b'"' + b'\\"' * 8_000_000,
+        b'"' + b"," * 2 * MAX_VALUES + b'"' + b'""' * 8_000_000,
+    ],
+    ids=["lists", "numbers", "names", "quotes in a text without an end", "texts"],
+)
+def test_a_body_of_the_largest_size_keeps_nobody_waiting_for_long(body: bytes) -> None:
+    began_s = time.process_time()
+    with pytest.raises(MalformedRequest, match="values"):
+        parse_object(body)
+    # A tenth of this as a rule; half a minute if each value were looked at.
+    assert time.process_time() - began_s < 2
