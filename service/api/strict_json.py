@@ -19,11 +19,11 @@ MAX_DEPTH = 16
 #: Digits of an integer: more than any field takes, and far below what makes Python's own conversion slow.
 MAX_DIGITS = 40
 
-#: Values and containers of one body: twice those of a batch of 100 requests with every field and 16 labels each. Without
-#: a bound a body of the largest size keeps every other call waiting for half a minute: each value costs microseconds.
+#: Values and containers of one body: twice those of a batch of 100 requests with every field and 16 labels each. Each
+#: costs microseconds, and without a bound a body of the largest size keeps all other calls waiting for half a minute.
 MAX_VALUES = 12_000
 
-#: A string, or what is left of a body from an opening quote on: possessive, so that no body takes longer than its length.
+#: A string, or what is left of a body from a quote on: possessive, so that no body takes longer than its length.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 #: Unpaired surrogates, and controls except \t \n \r.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")

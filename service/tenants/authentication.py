@@ -31,6 +31,10 @@ from service.tenants.scopes import ALL_SCOPES, Scope
 _REMEMBERED_KEYS = 10_000
 _REMEMBERED_UNKNOWN = 1_000
 
+#: Keys that a process looks up in a minute although their addresses have failed too often: a key that is new here opens
+#: whoever else comes from its address, unless they are a flood. 100 a second are nothing to Redis.
+_SPARE_LOOKUPS = 6_000
+
 _DAY_S = 86_400
 
 _BEARER = "bearer "
@@ -88,8 +92,9 @@ class _Known:
 class KeyAuthenticator:
     """Bearer keys. A revoked key, a changed limit or scope is noticed within `cache_s`.
 
-    Where an address has failed too often, keys that were never seen here are not even looked up; those that were go on
-    opening what they open, whoever else comes from there.
+    Where an address has failed too often, wrong keys are told to wait, and of keys that were never seen here only so many
+    are looked up as Redis does not notice. Those that were seen go on opening what they open, whoever else comes from
+    there.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class KeyAuthenticator:
         *,
         cache_s: float,
         failures_per_minute: int = 60,
+        spare_lookups_per_minute: int = _SPARE_LOOKUPS,
         clock: Callable[[], float] = time.monotonic,
         now_s: Callable[[], float] = time.time,
     ) -> None:
@@ -106,6 +112,8 @@ class KeyAuthenticator:
         self._clock = clock
         self._now_s = now_s
         self._attempts = FailedAttempts(per_minute=failures_per_minute, clock=clock)
+        #: Of all such addresses together: whoever floods may have many.
+        self._spare = FailedAttempts(per_minute=spare_lookups_per_minute, clock=clock)
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._unknown: OrderedDict[str, _Known] = OrderedDict()
 
@@ -134,8 +142,10 @@ class KeyAuthenticator:
         known = earlier or self._unknown.get(presented.id)
         if known is not None and known.until > self._clock():
             return known
-        if earlier is None:
-            self._check_attempts(address)
+        if earlier is None and self._attempts.wait_s(address):
+            if self._spare.wait_s(None):
+                self._check_attempts(address)
+            self._spare.count(None)
         try:
             known = await self._read(presented, earlier.noted_day if earlier else None)
         except (RedisError, OSError) as err:
