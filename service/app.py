@@ -56,6 +56,7 @@ from service.jobs.waiting import Waiters
 from service.net.egress import Egress, EgressRules
 from service.settings.egress import FetchSettings
 from service.settings.gateway import AdmissionSettings, AuthSettings, GatewaySettings, HttpSettings
+from service.settings.groups import StorageSettings
 from service.settings.reading import SettingsError
 from service.settings.telemetry import MetricsSettings
 from service.settings.uploads import UploadSettings
@@ -176,7 +177,7 @@ def _gateway(
 ) -> Gateway:
     ids = IdSource(store)
     models = ModelDirectory(store, cache_s=settings.admission.models_cache_s)
-    upload_store = UploadStore(client, _upload_limits(settings.uploads))
+    upload_store = UploadStore(client, _upload_limits(settings.uploads, settings.storage))
     limits = _picture_limits(settings.admission)
     submit = SubmitGeneration(
         store=store,
@@ -232,8 +233,13 @@ def _rules(admission: AdmissionSettings) -> SubmitRules:
     )
 
 
-def _upload_limits(uploads: UploadSettings) -> UploadLimits:
-    return UploadLimits(ttl_ms=1000 * uploads.ttl_s, unused=uploads.limit, unused_bytes=uploads.limit_bytes)
+def _upload_limits(uploads: UploadSettings, storage: StorageSettings) -> UploadLimits:
+    return UploadLimits(
+        ttl_ms=1000 * uploads.ttl_s,
+        unused=uploads.limit,
+        unused_bytes=uploads.limit_bytes,
+        form_ttl_ms=1000 * min(uploads.ttl_s, storage.link_ttl_s),
+    )
 
 
 def _authenticator(auth: AuthSettings, client: redis.asyncio.Redis) -> Authenticator:

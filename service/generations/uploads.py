@@ -139,7 +139,7 @@ class Uploads:
                 raise IdempotencyMismatch
             case "full":
                 raise LimitReached(
-                    "As many uploads as this tenant may have wait for their first use; use or delete some.",
+                    "As many uploads of this tenant as may wait for a use, or were deleted and have forms that live.",
                     retry_after_s=max(1, -(-created.room_in_ms // 1000)),
                 )
             case _ if created.upload is None:

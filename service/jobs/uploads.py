@@ -41,6 +41,8 @@ class UploadLimits:
     unused: int
     #: Bytes of these together.
     unused_bytes: int
+    #: The longest that a form can be used.
+    form_ttl_ms: int
 
 
 class UploadRecord(BaseModel):
@@ -135,8 +137,8 @@ class UploadStore:
 
         `files_prefix`: of all its files, below its own prefix.
         """
-        late_ms = self._limits.ttl_ms + GRACE_MS
-        return await self._run("erase_upload", [upload_id, tenant, late_ms, files_prefix]) == 1
+        arguments = [upload_id, tenant, self._limits.form_ttl_ms, GRACE_MS, files_prefix]
+        return await self._run("erase_upload", arguments) == 1
 
     async def _use(self, tenant: str, upload_id: str, found: Sequence[Argument]) -> UploadRecord | None:
         arguments = [upload_id, tenant, self._limits.ttl_ms, GRACE_MS, *found]

@@ -92,9 +92,9 @@ class _Known:
 class KeyAuthenticator:
     """Bearer keys. A revoked key, a changed limit or scope is noticed within `cache_s`.
 
-    Where an address has failed too often, wrong keys are told to wait, and of keys that were never seen here only so many
-    are looked up as Redis does not notice. Those that were seen go on opening what they open, whoever else comes from
-    there.
+    Where an address has failed too often, wrong keys are told to wait, and of keys that were never seen here only so
+    many are looked up as Redis does not notice. Those that were seen go on opening what they open, whoever else comes
+    from there.
     """
 
     def __init__(

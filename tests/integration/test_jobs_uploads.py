@@ -18,7 +18,8 @@ from tests.clock import QueueClock
 pytestmark = pytest.mark.anyio
 
 TTL_MS = 60_000
-LIMITS = UploadLimits(ttl_ms=TTL_MS, unused=3, unused_bytes=1000)
+FORM_TTL_MS = 20_000
+LIMITS = UploadLimits(ttl_ms=TTL_MS, unused=3, unused_bytes=1000, form_ttl_ms=FORM_TTL_MS)
 
 
 @pytest.fixture
@@ -95,8 +96,28 @@ async def test_unused_uploads_are_limited_by_number_and_a_use_makes_room(store: 
     await store.settle("acme", "u1", width_px=8, height_px=8)
     assert (await create(store, "u4")).outcome == "created"
     assert (await create(store, "u5")).outcome == "full"
+    await store.settle("acme", "u2", width_px=8, height_px=8)
+    assert (await create(store, "u5")).outcome == "created"
+
+
+async def test_a_deleted_one_counts_while_its_form_lives(store: UploadStore, clock: QueueClock) -> None:
+    for n in (1, 2, 3):
+        await create(store, f"u{n}")
+    for _ in range(2):
+        await store.erase("acme", "u1", files_prefix="x")
+    refused = await create(store, "u4")
+    assert (refused.outcome, refused.room_in_ms) == ("full", FORM_TTL_MS)
+    clock.now_ms += FORM_TTL_MS
+    assert (await create(store, "u4")).outcome == "created"
+    # What was used does not count, deleted or not; nor does one longer than it would have lived.
+    await store.settle("acme", "u2", width_px=8, height_px=8)
     await store.erase("acme", "u2", files_prefix="x")
     assert (await create(store, "u5")).outcome == "created"
+    clock.now_ms += TTL_MS - FORM_TTL_MS - 1000
+    await store.erase("acme", "u3", files_prefix="x")
+    assert (await create(store, "u6")).outcome == "full"
+    clock.now_ms += 1000
+    assert (await create(store, "u6")).outcome == "created"
 
 
 async def test_unused_uploads_are_limited_by_their_bytes(store: UploadStore) -> None:
@@ -151,7 +172,7 @@ async def test_an_erased_one_is_erased_again_when_no_form_can_fill_it(
     files = created.upload.prefix + "files/"
     for _ in range(2):
         assert await store.erase("acme", "u1", files_prefix=files)
-    assert due(redis_client) == {prefix_of("u1"): clock.now_ms, files: clock.now_ms + TTL_MS + GRACE_MS}
+    assert due(redis_client) == {prefix_of("u1"): clock.now_ms, files: clock.now_ms + FORM_TTL_MS + GRACE_MS}
     assert await store.get("acme", "u1") is None
     assert await store.use("acme", "u1") is None
     # A gateway that had just looked at the file.
