@@ -15,6 +15,9 @@ from service.tenants.authentication import Caller
 
 #: Requests whose pictures are in memory at once: a file may be larger than all that refers to it.
 _AT_ONCE = 4
+#: Requests whose pictures are refused before no more are looked at: each may take the time of a fetch, and a call of a
+#: hundred would hold its caller, and its tenant's turns, for minutes.
+_ENOUGH_REFUSED = 8
 
 
 class StagedInputs:
@@ -27,11 +30,14 @@ class StagedInputs:
         self.prefixes: list[str] = []
         #: Those below which something may lie.
         self._used: set[str] = set()
+        self._refused = 0
+        #: Nothing more is read: the call is refused, whatever the rest is.
+        self._hopeless = False
 
     async def fill(self, drafts: Sequence[Draft], jobs: Sequence[Job]) -> list[Job]:
         """Store the pictures of each request; return the jobs that name them.
 
-        Raises `InvalidRequest` with everything that is wrong with them, or `RateLimited` before any is read.
+        Raises `InvalidRequest` with what is wrong with them, or `RateLimited` before any is read.
         """
         todo = [at for at, each in enumerate(drafts) if each.has_pictures]
         if not todo:
@@ -68,13 +74,20 @@ class StagedInputs:
 
     async def _filled(self, drafted: Draft, job: Job, turns: asyncio.Semaphore) -> Job:
         async with turns:
+            if self._hopeless:
+                return job
             try:
                 pictures = await self._inputs.read(self._caller, drafted.request)
                 pictures |= {name: CopiedPicture(stored) for name, stored in drafted.copied.items()}
                 self._used.add(job.object_prefix)
                 stored = await self._inputs.keep(pictures, job.object_prefix)
             except InvalidRequest as err:
+                self._refused += 1
+                self._hopeless = self._hopeless or self._refused >= _ENOUGH_REFUSED
                 raise InvalidRequest(within(drafted.where, err.errors)) from None
+            except BaseException:
+                self._hopeless = True
+                raise
         return job.model_copy(update={"spec": job.spec.model_copy(update=stored)})
 
 

@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 #: Events that one listing call looks at before it returns a short page with a cursor.
 _LISTING_SCAN = 1000
+#: Of them, those that are read at once where a filter leaves most out: a page of one would take two calls for each.
+_FILTERED_AT_ONCE = 100
 #: ms; the last moment that can be told as a date.
 _LAST_MS = 253_402_300_799_999
 
@@ -166,8 +168,9 @@ class AsyncDeliveries:
         A filtered page may be short, or empty, and still have a `next`: a call looks at a bounded number of events.
         """
         position, found, scanned = before, list[LoggedEvent](), 0
+        size = limit if chosen == DeliveryFilter() else max(limit, _FILTERED_AT_ONCE)
         while scanned < _LISTING_SCAN:
-            entries = await self._entries(tenant, position, limit)
+            entries = await self._entries(tenant, position, size)
             deliveries = await self._deliveries(tenant, [event_id for _, event_id in entries])
             for entry, delivery in zip(entries, deliveries, strict=True):
                 position = entry
@@ -176,7 +179,7 @@ class AsyncDeliveries:
                     found.append(delivery)
                 if len(found) == limit:
                     return DeliveryPage(found, position)
-            if len(entries) < limit:
+            if len(entries) < size:
                 return DeliveryPage(found, None)
         return DeliveryPage(found, position)
 

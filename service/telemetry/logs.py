@@ -25,9 +25,10 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 #: Fields that no call site should pass; their values are never written.
 _PRIVATE_FIELDS = frozenset({"prompt", "negative_prompt", "authorization", "secret", "key", "token", "base64"})
 
-#: An API key, a bearer header, the signature of a presigned link, the password in a URL.
+#: An API key, a webhook's secret, a bearer header, the signature of a presigned link, the password in a URL.
 _SECRETS = re.compile(
     r"(?P<key>dk_[0-9a-z]+_)[0-9A-Za-z]+"
+    r"|(?P<webhook>whsec_)[0-9A-Za-z+/=]+"
     r"|(?P<bearer>[Bb]earer\s+)\S+"
     r"|(?P<query>[?&]X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"']+"
     r"|(?P<login>://[^/\s:@]*:)[^@\s/]+(?=@)"

@@ -184,6 +184,17 @@ async def test_a_repeated_call_fetches_nothing_again(api: httpx.AsyncClient, pub
     assert other.json()["code"] == "idempotency_key_reused"
 
 
+async def test_a_batch_that_is_refused_anyway_fetches_no_more(api: httpx.AsyncClient, public: Site) -> None:
+    public.plays["/none.png"] = lambda exchange: exchange.answer(404)
+    url = f"http://{PUBLIC}:{public.port}/none.png"
+    response = await api.post(f"{PATH}/batch", json={"requests": [body(url) for _ in range(100)]})
+    assert response.status_code == 422
+    pointers = [error["pointer"] for error in response.json()["errors"]]
+    assert pointers[:8] == [f"/requests/{at}/image/url" for at in range(8)]
+    # Those that were on their way end too.
+    assert 8 <= public.hits <= 12
+
+
 async def test_beyond_the_rate_nothing_is_fetched(
     settings: GatewaySettings, redis_client: redis.Redis, public: Site
 ) -> None:

@@ -289,6 +289,20 @@ async def test_a_filtered_call_looks_at_a_bounded_number_of_events(
         assert (page.deliveries, page.next) == ([], ("500", f"evt_{job_id(500)}_failed"))
         page = await deliveries.page("acme", DeliveryFilter(state="pending"), limit=100, before=page.next)
         assert (page.deliveries, page.next) == ([], None)
+        # In few calls, however few are asked for.
+        before = commands(redis_client)
+        page = await deliveries.page("acme", DeliveryFilter(state="pending"), limit=1)
+        assert (page.deliveries, page.next) == ([], ("500", f"evt_{job_id(500)}_failed"))
+        assert commands(redis_client) - before < 30
+        listed = [await deliveries.page("acme", DeliveryFilter(state="failed"), limit=7)]
+        listed.append(await deliveries.page("acme", DeliveryFilter(state="failed"), limit=7, before=listed[0].next))
+        ids = [each.id for page in listed for each in page.deliveries]
+        assert ids == [f"evt_{job_id(number)}_failed" for number in range(1499, 1485, -1)]
+
+
+def commands(client: redis.Redis) -> int:
+    """Return how many ranges of indexes were read: with each go the events behind them, in one more round trip."""
+    return int(client.info("commandstats").get("cmdstat_zrange", {}).get("calls", 0))
 
 
 Damage = Callable[[redis.Redis, str, str], Any]

@@ -78,6 +78,7 @@ def test_console_lines_are_for_people() -> None:
     ("text", "masked"),
     [
         ("dk_ab12_SECRETSECRET", "dk_ab12_***"),
+        ("whsec_c2VjcmV0+/9=", "whsec_***"),
         ("authorization: Bearer abc.def", "authorization: Bearer ***"),
         ("https://h/p?X-Amz-Credential=AK&X-Amz-Signature=ff", "https://h/p?X-Amz-Credential=***&X-Amz-Signature=***"),
         ("redis://user:pw@host:6379/0", "redis://user:***@host:6379/0"),
