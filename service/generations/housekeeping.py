@@ -60,6 +60,10 @@ class Housekeeping:
             except (Unavailable, Overloaded) as err:
                 self._patience.lost()
                 log.info("housekeeping_skipped", reason=err.code)
+            except Exception:
+                # Deadlines and take-backs go on, whatever a server says of itself.
+                self._patience.lost()
+                log.exception("housekeeping_failed")
             await asyncio.sleep(self._interval_s)
 
     async def round(self) -> None:
