@@ -79,6 +79,8 @@ LIMITS: Final[dict[str, int]] = {
     "progress_gap_ms": 5000,
     # Endpoints, and events of each, that one look of a sender goes through.
     "endpoints_looked": 200,
+    # ms; no sender has an event longer in hand: `DARKROOM_WEBHOOK_TIMEOUT_S` is a minute at most.
+    "sending_max_ms": 120_000,
     # Senders that may be lost while they send an event.
     "senders_lost": 20,
     # ms after which an endpoint is looked at again that has as much in flight as it bears, or that is damaged.

@@ -15,7 +15,7 @@ from service.jobs.outbox import Recorded, Room
 from service.jobs.store import JobStore
 from tests.clock import QueueClock
 from tests.jobs import claim_all, submit
-from tests.outbox import DAY_MS, LEASE_MS, OTHER, URL, SenderHand, begin, end, endpoint_of, states, step
+from tests.outbox import DAY_MS, LEASE_MS, OTHER, ROOMY, URL, SenderHand, begin, end, endpoint_of, states, step
 
 pytestmark = pytest.mark.anyio
 
@@ -166,6 +166,17 @@ async def test_sender_that_dies_is_followed_by_another_with_the_same_id(
     assert (await sender.tell(again)).outcome == "fenced"
     clock.now_ms += DAY_MS
     assert await sender.take() == []
+
+
+async def test_a_clock_that_is_set_back_does_not_keep_an_endpoint_busy_with_senders_that_died(
+    store: JobStore, sender: SenderHand, clock: QueueClock
+) -> None:
+    for number in range(4):
+        end(store, begin(store, f"gen_{number}", webhook_events=("completed",)))
+    assert len(await sender.take()) == ROOMY.per_endpoint
+    clock.now_ms -= 3_600_000
+    end(store, begin(store, "gen_9", webhook_events=("completed",)))
+    assert await sender.ids() == ["evt_gen_9_succeeded"]
 
 
 async def test_event_that_kills_its_senders_is_given_up(

@@ -12,6 +12,7 @@ local handed = {}
 local function flying(name)
   mend(name, 'zset')
   redis.call('ZREMRANGEBYSCORE', name, '-inf', now)
+  redis.call('ZREMRANGEBYSCORE', name, string.format('(%d', now + LIMITS.sending_max_ms), '+inf')
   return redis.call('ZCARD', name)
 end
 

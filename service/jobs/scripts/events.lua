@@ -40,10 +40,11 @@ local function unsent(reason, now)
   return string.format('{"at_ms":%d,"reason":"%s","duration_ms":0}', now, reason)
 end
 
--- Whether a sender has this event in hand: until when, or nothing.
+-- Whether a sender has this event in hand: until when, or nothing. No lease is longer than that, unless the clock was set
+-- back since.
 local function in_flight(event, endpoint, now)
   local lease = number(redis.call('ZSCORE', k('endpoint_sending', endpoint), event) or '')
-  return lease > now and lease or nil
+  return lease > now and lease <= now + LIMITS.sending_max_ms and lease or nil
 end
 
 -- Makes an endpoint known, or notes that it is still used.
