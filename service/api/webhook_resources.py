@@ -102,6 +102,10 @@ class EndpointPage(_Shown):
     next_cursor: Annotated[str | None, Field(description="Send as `cursor`; null on the last page.")]
 
 
+#: Reasons that read the same to a tenant: told apart, they say which names there are inside. Logs have the true one.
+_INSIDE_OR_NOWHERE = frozenset({"address", "dns"})
+
+
 class AttemptResource(_Shown):
     """One attempt to send an event."""
 
@@ -181,11 +185,13 @@ def delivery_resource(delivery: LoggedEvent) -> DeliveryResource:
 
 
 def _attempt(attempt: DeliveryAttempt) -> AttemptResource:
+    nobody_was_called = attempt.reason in _INSIDE_OR_NOWHERE
     return AttemptResource(
         at=_moment(attempt.at_ms),
         status=attempt.status,
-        reason=attempt.reason,
-        duration_s=attempt.duration_ms / 1000,
+        reason="unreachable" if nobody_was_called else attempt.reason,
+        # How long a lookup took tells its outcome too.
+        duration_s=0 if nobody_was_called else attempt.duration_ms / 1000,
     )
 
 

@@ -90,6 +90,18 @@ async def test_an_event_is_listed_with_its_attempts_and_nothing_of_what_was_sent
     assert (await api.get(f"{ENDPOINTS}/{endpoint['id']}")).json() == endpoint
 
 
+async def test_a_name_that_leads_inside_reads_as_one_that_leads_nowhere(
+    api: httpx.AsyncClient, redis_client: redis.Redis, outbox: WebhookOutbox
+) -> None:
+    for number, reason in enumerate(("dns", "address")):
+        ended(redis_client, number, webhook_url=f"https://{reason}.example/", webhook_events=("completed",))
+        (event,) = await due(outbox)
+        await attempt(outbox, event, verdict="failed", reason=reason)
+    first, second = (each["attempts"] for each in await listed(api, state="failed"))
+    assert first == second
+    assert (first[0]["reason"], first[0]["duration_s"]) == ("unreachable", 0)
+
+
 async def test_filters_choose(api: httpx.AsyncClient, redis_client: redis.Redis, outbox: WebhookOutbox) -> None:
     first = ended(redis_client, 1)
     second = ended(redis_client, 2, webhook_url=f"{URL}2")
