@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,6 +50,8 @@ class ChildProcess:
     ) -> None:
         """Start it. `stdin`: at most 4 KiB; `grace_s`: between SIGTERM and SIGKILL. OSError where it cannot be run."""
         self._grace_s = grace_s
+        #: When it was asked to end, by the monotonic clock.
+        self._asked_s: float | None = None
         self._guardian = subprocess.Popen(  # noqa: S603 - a script of ours
             ["/bin/sh", "-c", _GUARDIAN, "darkroom-guardian", str(grace_s)],
             stdin=subprocess.PIPE,
@@ -97,13 +100,18 @@ class ChildProcess:
 
     def terminate(self) -> None:
         """Ask it to end, and return at once; several children can so stop side by side."""
-        if self.poll() is None:
+        if self.poll() is None and self._asked_s is None:
+            self._asked_s = time.monotonic()
             self._process.terminate()
 
     def stop(self) -> int:
-        """End it: SIGTERM, then SIGKILL to its whole group after the grace period. Returns the exit code."""
+        """End it: SIGTERM, then SIGKILL to its whole group after the grace period. Returns the exit code.
+
+        The period began when it was asked to end: those that were asked side by side take no longer than the longest.
+        """
         self.terminate()
-        code = self.wait(self._grace_s)
+        waited_s = 0.0 if self._asked_s is None else time.monotonic() - self._asked_s
+        code = self.wait(max(0.0, self._grace_s - waited_s))
         if code is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -94,6 +94,24 @@ def test_killed_part_is_started_again_and_everything_is_gone_after_stop(module: 
     assert [pid for pid in pids(module) if alive(pid)] == []
 
 
+def test_parts_that_do_not_listen_are_waited_for_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "deaf_child.py").write_text(
+        "import signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('deaf', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    logs = [tmp_path / f"{number}.log" for number in range(4)]
+    supervisor = Supervisor(silent()[0])
+    for log in logs:
+        supervisor.start(ProcessPart(log.stem, "deaf_child", log_path=log, env=environment, grace_s=2))
+    until(lambda: all("deaf" in log.read_text() for log in logs))
+    began_s = time.monotonic()
+    supervisor.stop()
+    assert 2 <= time.monotonic() - began_s < 6
+
+
 def test_home_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     with Home(tmp_path / "home").held():
         code = "import sys, pathlib; from service.cli.home import Home\n"
