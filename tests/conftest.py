@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 from pydantic import SecretStr
 
 from service.cli.embedded import EmbeddedS3, EmbeddedValkey
 from service.settings.groups import RedisSettings, StorageSettings
+
+# How fast examples come is the machine's affair, and what else it does.
+settings.register_profile("darkroom", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("darkroom")
 
 
 @pytest.fixture(autouse=True)

@@ -153,7 +153,7 @@ def test_the_command_line_tells_and_follows(redis_client: redis.Redis, valkey_ur
     assert second["id"] > first["id"]
     assert second["at"].endswith("+00:00")
     follower.send_signal(signal.SIGINT)
-    out, err = follower.communicate(timeout=20)
+    out, err = follower.communicate(timeout=60)
     assert (out, err, follower.returncode) == ("", "", 130)
 
 
