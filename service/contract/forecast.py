@@ -13,6 +13,8 @@ from service.contract.job import Priority
 
 #: s; nobody waits longer than that, for all that is told.
 LONGEST_S = 30 * 86_400
+#: Beyond it a rate says no more than that a wait has no end.
+MOST_OVERTAKING_PER_S = 1000.0
 
 Seconds = Annotated[float, Field(ge=0, le=LONGEST_S, allow_inf_nan=False)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -62,6 +64,15 @@ class ModelPace(_Frozen):
     px_s: Seconds
 
 
+class Overtaking(_Frozen):
+    """Jobs that come later and go before those of one class."""
+
+    #: How many in a second, per job that is before one already.
+    rate_per_s: Annotated[float, Field(ge=0, le=MOST_OVERTAKING_PER_S, allow_inf_nan=False)]
+    #: s for which more are expected.
+    for_s: Seconds
+
+
 class PoolAhead(_Frozen):
     """One pool."""
 
@@ -83,6 +94,8 @@ class PoolAhead(_Frozen):
     #: What was drawn in a second ÷ what the costs of calls say; None where nothing was measured.
     speed: Seconds | None = None
     classes: dict[Priority, ClassAhead]
+    #: All other seconds to starts and ends of waiting jobs say what would be if nobody came any more; this, who does.
+    overtaking: dict[Priority, Overtaking] = {}
 
 
 class Forecast(_Frozen):

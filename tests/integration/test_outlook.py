@@ -305,3 +305,54 @@ async def test_a_deep_queue_is_told_in_few_words_and_places_are_near_the_truth(
         assert outlook.position is not None
         assert abs(outlook.position - before[truth[job.id]]) < 0.02 * 20_000
         assert outlook.start_s is not None
+
+
+async def test_those_that_come_to_free_workers_at_once_wait_for_each_other(
+    client: redis.asyncio.Redis, store: JobStore, clock: QueueClock
+) -> None:
+    """Ten jobs of ten tenants between two looks, and two places."""
+    work_with(store, capacity=2)
+    seer = Seer(client, clock)
+    assert await seer.look()
+    spec = make_job("x").spec.model_copy(update={"steps": 100})
+    starts: list[float] = []
+    for number in range(10):
+        submit(store, f"gen_{number}", tenant=f"t{number}", spec=spec)
+        outlook = seer.outlooks.of(submitted(store, f"gen_{number}", f"t{number}"))
+        assert outlook
+        assert outlook.start_s is not None
+        starts.append(outlook.start_s)
+    assert starts[:2] == [0, 0]
+    assert starts[2] > 0
+    assert starts == sorted(starts)
+    assert starts[9] > 3 * starts[2]
+
+
+async def test_waits_are_longer_while_others_come_that_go_before(
+    client: redis.asyncio.Redis, store: JobStore, clock: QueueClock
+) -> None:
+    work_with(store)
+    for number in range(20):
+        submit(store, f"gen_{number}")
+    seer = Seer(client, clock)
+    last = submitted(store, "gen_19")
+    for number in range(10):
+        forecast = await seer.look()
+        assert forecast
+        submit(store, f"gen_h{number}", priority="high")
+        clock.now_ms += 1000
+    forecast = await seer.look()
+    assert forecast
+    pool = forecast.pools["default"]
+    assert pool.overtaking.keys() == {"normal"}
+    outlook = seer.outlooks.of(last)
+    assert outlook
+    assert outlook.start_s is not None
+    position, start_s, _ = pool.next["gen_19"]
+    assert outlook.position == position == 30
+    assert start_s
+    assert outlook.start_s > 1.1 * start_s
+    # Whoever looks ahead for all tells it to the others.
+    other = Seer(client, clock, "other")
+    assert await other.look() == forecast
+    assert other.outlooks.of(last) == outlook

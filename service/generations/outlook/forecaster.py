@@ -11,15 +11,17 @@ import structlog
 from pydantic import ValidationError
 
 from service.contract.errors import Overloaded, Unavailable
-from service.contract.forecast import Forecast
+from service.contract.forecast import Forecast, PoolAhead
+from service.contract.job import Priority
 from service.generations.models import ModelDirectory
 from service.generations.outlook.costs import CostBook
 from service.generations.outlook.making import Knowledge, look_ahead, pools_of
+from service.generations.outlook.overtaking import OrderLook, OvertakingMeter, Standing
 from service.generations.outlook.pace import CallPaces
 from service.generations.outlook.reading import Outlooks
 from service.generations.outlook.speed import SpeedMeter, look_at
 from service.jobs.forecasts import ForecastStore
-from service.jobs.survey import Brief, Survey
+from service.jobs.survey import Brief, PoolSurvey, Survey
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +50,7 @@ class Forecaster:
         self._holder = holder or secrets.token_hex(8)
         self._briefs: OrderedDict[str, Brief] = OrderedDict()
         self._meters: dict[str, SpeedMeter] = {}
+        self._overtaking: dict[str, OvertakingMeter] = {}
         self._paces: dict[str, tuple[object, CallPaces]] = {}
         self._ran: frozenset[str] = frozenset()
         self._after_s = _AFTER_S
@@ -120,7 +123,18 @@ class Forecaster:
             meter.observe(look_at(seen, pool, known))
             drawn = {m for w in seen.workers if w.pool == pool.name for m in (*w.warm, *w.loading, *w.cold)}
             speeds[pool.name] = meter.speed(measured=any(pace.knows(model) for model in drawn))
-        return look_ahead(seen, Knowledge(known.briefs, known.cards, known.paces, speeds, known.after_s))
+        forecast = look_ahead(seen, Knowledge(known.briefs, known.cards, known.paces, speeds, known.after_s))
+        return forecast.model_copy(
+            update={"pools": {name: self._with_arrivals(seen, name, pool) for name, pool in forecast.pools.items()}}
+        )
+
+    def _with_arrivals(self, seen: Survey, name: str, pool: PoolAhead) -> PoolAhead:
+        """Return it with what is expected of jobs that are still to come."""
+        meter = self._overtaking.setdefault(name, OvertakingMeter())
+        for surveyed in seen.pools:
+            if surveyed.name == name:
+                meter.observe(_order_look(seen.now_ms, surveyed, pool))
+        return pool.model_copy(update={"overtaking": meter.rates()})
 
     async def _read_briefs(self, seen: Survey) -> None:
         """Read what jobs ask for that were not seen before; of too many, some now and the others next time."""
@@ -143,6 +157,21 @@ class Forecaster:
         ended, self._ran = sorted(self._ran - running)[:_ENDED_AT_ONCE], running
         for seconds in await self._store.afterwards_s(ended):
             self._after_s += _LEARNING * (seconds - self._after_s)
+
+
+def _order_look(now_ms: int, surveyed: PoolSurvey, ahead: PoolAhead) -> OrderLook:
+    marks: dict[str, tuple[Priority, int]] = {
+        mark.job_id: (priority, mark.sequence)
+        for priority, each in surveyed.classes.items()
+        for line in each.lines
+        for mark in line.marks
+    }
+    jobs = {
+        job_id: Standing(job_id, *marks[job_id], place - 1)
+        for job_id, (place, _, _) in ahead.next.items()
+        if job_id in marks
+    }
+    return OrderLook(now_ms, surveyed.sequence, jobs)
 
 
 def _read(text: str) -> Forecast | None:

@@ -97,7 +97,12 @@ def _pool(seen: Survey, pool: PoolSurvey, known: Knowledge) -> PoolAhead:
     speed = known.speeds.get(pool.name)
     drawn = {model for worker in workers for model in worker.models}
     scale = _Scale(speed, known.after_s, measured=frozenset(m for m in drawn if speed is not None or paces.knows(m)))
+    newcomers_s = _newcomers_s(benches(seen, pool.name, known), course, known, paces)
     each_s = _each_s(pool, course, len(workers), known, paces)
+    places = sum(worker.capacity for worker in workers)
+    if not each_s and len(newcomers_s) > places:
+        # Once round, every place is taken by another.
+        each_s = (newcomers_s[-1] - newcomers_s[-1 - places]) / places
     return PoolAhead(
         sequence=pool.sequence,
         next=_next(course, known, scale) if workers else _next_place(order),
@@ -106,7 +111,7 @@ def _pool(seen: Survey, pool: PoolSurvey, known: Knowledge) -> PoolAhead:
             for job_id, end_s in course.running.items()
             if _model(job_id, known) in scale.measured
         },
-        starts=_starts(course, scale) if scale.measured else [],
+        starts=_starts(course, newcomers_s, scale) if scale.measured else [],
         each_s=scale.seconds(each_s),
         models=_models(seen, pool.name, known, course, scale),
         devices=sorted({w.device_name for w in seen.workers if w.pool == pool.name and w.device_name}),
@@ -176,11 +181,28 @@ def _jobs(line: Line, known: Knowledge, paces: CallPaces) -> Iterator[Queued[Dra
         rank += 1
 
 
-def _starts(course: Course, scale: _Scale) -> list[tuple[int, float]]:
+def _starts(course: Course, newcomers_s: Sequence[float], scale: _Scale) -> list[tuple[int, float]]:
     found = [(place, scale.seconds(job.start_s)) for place, job in enumerate(course.starts)]
-    if course.next_s is not None and len(found) < FOLLOWED:
-        found.append((len(found), scale.seconds(course.next_s)))
-    return found
+    more_s = newcomers_s or ([course.next_s] if course.next_s is not None and len(found) < FOLLOWED else [])
+    return [*found, *((place, scale.seconds(each_s)) for place, each_s in enumerate(more_s, len(found)))]
+
+
+def _newcomers_s(workers: list[Bench], course: Course, known: Knowledge, paces: CallPaces) -> list[float]:
+    """Return when usual jobs would start that came now, one behind the other; nothing where a line says it as well.
+
+    Of those that come within a second to workers with free places the first ones start at once, and all others wait.
+    """
+    places = sum(each.capacity for each in workers)
+    drawn = {model for each in workers for model in each.models}
+    card = next((card for model, card in known.cards.items() if model in drawn), None)
+    if card is None or course.next_s is None or len(course.starts) >= min(places, FOLLOWED // 2):
+        return []
+    usual = paces.usual(card)
+    works = [work_of(each.job_id, known, paces) for each in course.starts]
+    works += [usual] * min(2 * places, FOLLOWED // 2)
+    line = QueuedLine("", 0.0, iter([Queued("", each.model, 1.0, each) for each in works]))
+    ran = run_ahead(workers, ClaimOrder({"normal": QueuedClass([line])}), paces, starts=len(works))
+    return [each.start_s for each in ran.starts[len(course.starts) :]]
 
 
 def _each_s(pool: PoolSurvey, course: Course, workers: int, known: Knowledge, paces: CallPaces) -> float:

@@ -12,6 +12,7 @@ from service.contract.forecast import LONGEST_S, ClassAhead, Forecast, PoolAhead
 from service.contract.generation import GenerationSpec
 from service.contract.job import Job, Status
 from service.contract.steps import denoiser_calls, steps_run
+from service.generations.outlook.overtaking import stretched
 from service.jobs.forecasts import GOOD_MS
 
 
@@ -58,7 +59,8 @@ class Outlooks:
         pool = forecast.pools.get(job.pool) if forecast else None
         if pool is None:
             return _UNKNOWN
-        found = _of_running(job, pool) if job.status is Status.RUNNING else _of_waiting(job, pool)
+        waits = job.status is not Status.RUNNING
+        found = _overtaken(_of_waiting(job, pool), job, pool) if waits else _of_running(job, pool)
         return _aged(found, self._clock() - self._made_s)
 
 
@@ -82,6 +84,16 @@ def _of_waiting(job: Job, pool: PoolAhead) -> Outlook:
     return _behind(job, pool, each) if each else Outlook()
 
 
+def _overtaken(outlook: Outlook, job: Job, pool: PoolAhead) -> Outlook:
+    """Return the outlook of a waiting job with those in it that are still to come and go before."""
+    start_s = outlook.start_s
+    if start_s is None:
+        return outlook
+    late_s = stretched(start_s, pool.overtaking.get(job.priority))
+    finish_s = None if outlook.finish_s is None else outlook.finish_s + late_s - start_s
+    return Outlook(outlook.position, late_s, finish_s)
+
+
 def _behind(job: Job, pool: PoolAhead, each: ClassAhead) -> Outlook:
     """Return the outlook of a job that is further back, or has come since the forecast was made."""
     line = each.tenants.get(job.tenant)
@@ -91,16 +103,26 @@ def _behind(job: Job, pool: PoolAhead, each: ClassAhead) -> Outlook:
     unseen = max(0.0, rank - (line.waiting if line else 0)) if is_new else 0.0
     virtual = _virtual(line, each, rank, job.cost)
     before = max(_at(each.before, virtual), rank - unseen) + unseen
-    waits = before > 0 or not pool.starts or pool.starts[0][1] > 0
+    others = before + _others_before(job, pool, before, unseen)
+    waits = others > 0 or not pool.starts or pool.starts[0][1] > 0
     step_s = _step_s(job.spec, pool, waits=waits)
     if step_s is None or not pool.starts:
         return Outlook(position=int(before) + 1)
     lasts_s = calls_of(job.spec) * step_s + pool.after_s
-    start_s = _start_s(pool, before)
+    start_s = _start_s(pool, others)
     if line is not None and line.cap:
         # As many of its tenant's end before it as would run together with it beyond the cap.
         start_s = max(start_s, (rank + line.running - line.cap + 1) / line.cap * lasts_s)
     return Outlook(int(before) + 1, start_s, start_s + lasts_s)
+
+
+def _others_before(job: Job, pool: PoolAhead, before: float, unseen: float) -> float:
+    """Return how many of other tenants start before a job that have come since the forecast was made.
+
+    Nothing is known of them but their number: they spread over the whole line; where there was none they were first.
+    """
+    came = max(0.0, job.sequence - pool.sequence - 1 - unseen)
+    return came * min(1.0, before / len(pool.next)) if pool.next else came
 
 
 def calls_of(spec: GenerationSpec) -> int:
