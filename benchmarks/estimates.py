@@ -7,8 +7,9 @@ waves: `--load` times as many as the worker draws, then none until half of the q
 noted in the reply that accepts it and twice a second from then on, and compared with what came of it. Relative error =
 |estimated - true| / true, seconds from the moment of the estimate, of those that were more than a second away. Nobody
 knows at submit how many will yet come and go before: the rest of the wave does, wherever it has more right to it. What
-is reckoned for them (`outlook.overtaking`) takes the bias out of these estimates, and less of their spread; knowing the
-end of each wave would leave some 25 % at submit. A machine that is busy with something else adds its own.
+is reckoned for them (`outlook.overtaking`) takes a part of that away; at submit some 35 % remain in the median, most of
+it too short, where knowing the end of each wave would leave some 25 %. A machine that is busy with something else adds
+its own.
 
 Two others are computed from the same moments: `costs alone`, without what was measured of the workers' pace, and `drain
 alone`, the position times the mean time between the last ends.
