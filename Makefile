@@ -52,7 +52,7 @@ lint-openapi: ## Lint openapi.yaml with Redocly, from the npm registry; needs No
 		npx --yes @redocly/cli@2.77.0 lint --config tests/architecture/redocly.yaml openapi.yaml
 
 fuzz-api: environment-dev ## Hold a gateway to openapi.yaml by 5 000 generated calls and more, alone and in sequences
-	@API_EXAMPLES=40 API_CASES=5000 exec $(BIN)/python -m pytest -q -s tests/integration/test_api_schemathesis.py
+	@API_EXAMPLES=120 API_CASES=5000 exec $(BIN)/python -m pytest -q -s tests/integration/test_api_schemathesis.py
 
 bench: environment-dev ## Measure what docs/performance.md reports
 	$(BIN)/python -m benchmarks.latency
