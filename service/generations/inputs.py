@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Executor
 
 import structlog
@@ -14,7 +14,7 @@ from service.generations.admission import rate_refusal
 from service.generations.pictures import InputPicture, Picture, PictureLimits, PictureRefused, picture_of, read_picture
 from service.generations.remote import RemotePictures
 from service.generations.request import Asset, FileAsset, GenerationRequest
-from service.generations.uploaded import UploadedPictures
+from service.generations.uploaded import UploadedPicture, UploadedPictures
 from service.jobs.async_store import AsyncJobStore
 from service.storage.s3 import ObjectStorage
 from service.tenants.authentication import Caller
@@ -104,6 +104,10 @@ class InputPictures:
                 raise result
             stored[name] = result
         return stored
+
+    async def spend(self, tenant: str, pictures: Iterable[UploadedPicture]) -> None:
+        """Note that jobs with these uploads were accepted."""
+        await self._uploaded.spend(tenant, pictures)
 
     async def discard(self, prefixes: Collection[str], *, unused: Collection[str] = ()) -> None:
         """Have stored inputs erased; if Redis is away too, staging does it within the hour."""

@@ -11,6 +11,7 @@ from service.generations.field_errors import MAX_ERRORS
 from service.generations.inputs import InputPictures
 from service.generations.pictures import CopiedPicture
 from service.generations.specification import Draft
+from service.generations.uploaded import UploadedPicture
 from service.tenants.authentication import Caller
 
 #: Requests whose pictures are in memory at once: a file may be larger than all that refers to it.
@@ -30,6 +31,8 @@ class StagedInputs:
         self.prefixes: list[str] = []
         #: Those below which something may lie.
         self._used: set[str] = set()
+        #: Not the other pictures: these are in memory.
+        self._uploaded: list[UploadedPicture] = []
         self._refused = 0
         #: Nothing more is read: the call is refused, whatever the rest is.
         self._hopeless = False
@@ -63,9 +66,10 @@ class StagedInputs:
             raise InvalidRequest(errors[:MAX_ERRORS])
         return filled
 
-    def accepted(self) -> None:
+    async def accepted(self) -> None:
         """Keep what was stored: it is the jobs' from now on."""
         self.prefixes = []
+        await self._inputs.spend(self._caller.tenant, self._uploaded)
 
     async def discard(self) -> None:
         """Have what was stored erased, unless it was accepted."""
@@ -79,6 +83,7 @@ class StagedInputs:
             try:
                 pictures = await self._inputs.read(self._caller, drafted.request)
                 pictures |= {name: CopiedPicture(stored) for name, stored in drafted.copied.items()}
+                self._uploaded += [each for each in pictures.values() if isinstance(each, UploadedPicture)]
                 self._used.add(job.object_prefix)
                 stored = await self._inputs.keep(pictures, job.object_prefix)
             except InvalidRequest as err:

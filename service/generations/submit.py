@@ -173,7 +173,7 @@ class SubmitGeneration:
                 raise
             submitted = await self._accept(caller, jobs, call, staged.prefixes)
             if not submitted.replayed:
-                staged.accepted()
+                await staged.accepted()
             return submitted
         finally:
             await staged.discard()

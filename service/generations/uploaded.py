@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import structlog
 
+from service.contract.errors import Overloaded, Unavailable
 from service.contract.generation import CONTENT_TYPES, StoredInput
 from service.generations.pictures import PictureLimits, PictureRefused, check_header, picture_of
 from service.jobs.uploads import UploadRecord, UploadStore
@@ -92,6 +94,13 @@ class UploadedPictures:
         header = PictureHeader(upload.format, upload.width_px, upload.height_px)
         check_header(header, self._limits)
         return UploadedPicture(upload, header)
+
+    async def spend(self, tenant: str, pictures: Iterable[UploadedPicture]) -> None:
+        """Count the uploads of these pictures as used; if Redis is away, they count as unused until they expire."""
+        try:
+            await self._store.spend(tenant, [each.upload for each in pictures])
+        except (Unavailable, Overloaded):
+            log.info("uploads_left_as_unused")
 
     async def _looked_at(self, upload: UploadRecord) -> UploadRecord | None:
         """Return the upload after its file was checked, and stored where no form reaches; None if it is gone by now.

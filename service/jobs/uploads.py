@@ -6,7 +6,7 @@ after that, and each use puts both off: no crash of anybody leaves a file for ev
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -131,6 +131,13 @@ class UploadStore:
     async def settle(self, tenant: str, upload_id: str, *, width_px: int, height_px: int) -> UploadRecord | None:
         """Note that the file was looked at and lies under its checked key, and use it."""
         return await self._use(tenant, upload_id, ["width_px", width_px, "height_px", height_px])
+
+    async def spend(self, tenant: str, uploads: Iterable[UploadRecord]) -> None:
+        """Count uploads no longer as unused: a generation that names them was accepted."""
+        entries = [f"{each.id} {each.bytes}" for each in uploads]
+        if entries:
+            with as_unavailable():
+                await self._redis.zrem(key("tenant_uploads", tenant), *entries)
 
     async def erase(self, tenant: str, upload_id: str, *, files_prefix: str) -> bool:
         """Forget an upload and have its objects erased; False where this tenant has none such.

@@ -20,44 +20,9 @@ from service.storage.errors import ObjectMissing
 from service.storage.keys import checked_key, job_prefix, sent_key
 from service.storage.s3 import ObjectStorage
 from tests.gateway import EMOJI, SHAPES, Hand, gateway_settings, make_key, picture, serving, show_models
+from tests.uploads import GENERATIONS, PATH, PNG, declared, drawn_from, made, sent, uploaded
 
 pytestmark = pytest.mark.anyio
-
-PATH = "/v1/uploads"
-GENERATIONS = "/v1/generations"
-PNG = picture(40, 32)
-
-
-def declared(data: bytes = PNG, **changed: Any) -> dict[str, Any]:
-    return {
-        "content_type": "image/png",
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    } | changed
-
-
-async def made(api: httpx.AsyncClient, data: bytes = PNG, **changed: Any) -> dict[str, Any]:
-    response = await api.post(PATH, json=declared(data, **changed))
-    assert response.status_code == 201, response.text
-    return response.json()
-
-
-async def sent(form: dict[str, Any], data: bytes = PNG, **changed: str) -> int:
-    assert form["method"] == "POST"
-    async with httpx.AsyncClient() as outside:
-        fields = {**form["fields"], **changed}
-        return (await outside.post(form["url"], data=fields, files={"file": ("a", data)})).status_code
-
-
-async def uploaded(api: httpx.AsyncClient, data: bytes = PNG, **changed: Any) -> str:
-    upload = await made(api, data, **changed)
-    assert await sent(upload["form"], data) == 204
-    return upload["id"]
-
-
-async def drawn_from(api: httpx.AsyncClient, upload_id: str, *, key: str | None = None) -> httpx.Response:
-    body = {"prompt": "x", "task": "image-to-image", "image": {"upload_id": upload_id}}
-    return await api.post(GENERATIONS, json=body, headers={"Idempotency-Key": key} if key else {})
 
 
 async def refused(api: httpx.AsyncClient, upload_id: str) -> str:
@@ -290,20 +255,6 @@ async def test_the_form_is_for_the_public_address_and_our_calls_for_the_inner_on
         inner = f"{public.endpoint}/{public.bucket}"
         assert await sent({**upload["form"], "url": inner}) == 204
         assert (await drawn_from(api, upload["id"])).status_code == 202
-
-
-async def test_too_many_unused_uploads_are_429(settings: GatewaySettings, redis_client: redis.Redis) -> None:
-    few = gateway_settings(settings.redis, settings.storage, uploads={"limit": 1})
-    async with serving(few, key=make_key(redis_client)) as api:
-        first = await made(api)
-        response = await api.post(PATH, json=declared())
-        assert (response.status_code, response.json()["code"]) == (429, "limit_reached")
-        assert 86_000 < int(response.headers["retry-after"]) <= 86_400
-        # What is deleted counts for as long as its form is taken: a round of both would store, and note, without end.
-        assert (await api.delete(f"{PATH}/{first['id']}")).status_code == 204
-        response = await api.post(PATH, json=declared())
-        assert response.status_code == 429
-        assert 3500 < int(response.headers["retry-after"]) <= 3600
 
 
 @pytest.mark.parametrize(

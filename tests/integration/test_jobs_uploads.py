@@ -48,6 +48,13 @@ async def create(
     )
 
 
+async def used(store: UploadStore, upload_id: str) -> None:
+    """Use an upload for a generation that is accepted."""
+    upload = await store.settle("acme", upload_id, width_px=8, height_px=8)
+    assert upload
+    await store.spend("acme", [upload])
+
+
 def due(client: redis.Redis) -> dict[str, float]:
     return dict(client.zrange("dr:erasures", 0, -1, withscores=True))
 
@@ -85,7 +92,9 @@ async def test_of_another_tenant_it_is_unknown(store: UploadStore, redis_client:
     assert await store.get("acme", "u1") == created.upload
 
 
-async def test_unused_uploads_are_limited_by_number_and_a_use_makes_room(store: UploadStore, clock: QueueClock) -> None:
+async def test_unused_uploads_are_limited_by_number_and_an_accepted_use_makes_room(
+    store: UploadStore, clock: QueueClock
+) -> None:
     await create(store, "u1")
     clock.now_ms += 1000
     for n in (2, 3):
@@ -93,11 +102,26 @@ async def test_unused_uploads_are_limited_by_number_and_a_use_makes_room(store: 
     refused = await create(store, "u4")
     assert (refused.outcome, refused.upload, refused.room_in_ms) == ("full", None, TTL_MS - 1000)
     assert (await create(store, "v1", tenant="other")).outcome == "created"
-    await store.settle("acme", "u1", width_px=8, height_px=8)
+    await used(store, "u1")
     assert (await create(store, "u4")).outcome == "created"
     assert (await create(store, "u5")).outcome == "full"
-    await store.settle("acme", "u2", width_px=8, height_px=8)
+    await used(store, "u2")
     assert (await create(store, "u5")).outcome == "created"
+
+
+async def test_one_that_was_looked_at_for_a_refused_generation_counts_as_long_as_it_lives(
+    store: UploadStore, clock: QueueClock
+) -> None:
+    for n in (1, 2, 3):
+        await create(store, f"u{n}")
+    clock.now_ms += TTL_MS - 1000
+    await store.settle("acme", "u1", width_px=8, height_px=8)
+    clock.now_ms += 1000
+    # The other two have expired.
+    assert [(await create(store, f"v{n}")).outcome for n in (1, 2, 3)] == ["created", "created", "full"]
+    await store.use("acme", "u1")
+    clock.now_ms += TTL_MS - 1
+    assert [(await create(store, f"w{n}")).outcome for n in (1, 2)] == ["full", "full"]
 
 
 async def test_a_deleted_one_counts_while_its_form_lives(store: UploadStore, clock: QueueClock) -> None:
@@ -110,7 +134,7 @@ async def test_a_deleted_one_counts_while_its_form_lives(store: UploadStore, clo
     clock.now_ms += FORM_TTL_MS
     assert (await create(store, "u4")).outcome == "created"
     # What was used does not count, deleted or not; nor does one longer than it would have lived.
-    await store.settle("acme", "u2", width_px=8, height_px=8)
+    await used(store, "u2")
     await store.erase("acme", "u2", files_prefix="x")
     assert (await create(store, "u5")).outcome == "created"
     clock.now_ms += TTL_MS - FORM_TTL_MS - 1000
