@@ -42,7 +42,7 @@ def jobs(
     client = redis.Redis.from_url(redis_settings.url.get_secret_value(), decode_responses=True)
     client.flushdb()
     with running(Service(redis_settings, storage_settings, folder, models=catalogue, extra=extra)) as service:
-        gateway = service.gateway(DARKROOM_AUTH="keys")
+        gateway = service.gateway(DARKROOM_AUTH="keys", DARKROOM_MODELS_CACHE_S="0")
         agents = [service.agent(f"agent{number}") for number in (1, 2)]
         wait_for("both agents are warm", lambda: client.zcard(key("warm", "tiny")) == len(agents))
         ids = submit_all(client, gateway)

@@ -119,6 +119,10 @@ def test_what_somebody_else_wrote_into_it_is_shown_and_harmless(redis_client: re
     assert shown.stdout.splitlines()[1].startswith("9999-12-31T23:59:59.000+00:00")
 
 
+def _obeys_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_the_command_line_tells_and_follows(redis_client: redis.Redis, valkey_url: str) -> None:
     env = {"DARKROOM_REDIS_URL": valkey_url}
     run = CliRunner().invoke
@@ -141,6 +145,8 @@ def test_the_command_line_tells_and_follows(redis_client: redis.Redis, valkey_ur
     follower = subprocess.Popen(
         [sys.executable, "-m", "service.cli.main", "audit", "--follow", "--json", "--limit", "1"],
         env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Where the tests themselves run in the background of a shell, they ignore Ctrl-C, and so would it.
+        preexec_fn=_obeys_ctrl_c,  # noqa: PLW1509 - it takes no lock
     )  # fmt: skip
     assert follower.stdout is not None
     first = json.loads(follower.stdout.readline())
